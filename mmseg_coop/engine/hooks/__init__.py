@@ -1,0 +1,5 @@
+"""Hooks."""
+
+from .check_splits_hook import CheckSplitsHook
+
+__all__ = ['CheckSplitsHook']

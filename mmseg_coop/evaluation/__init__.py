@@ -1,0 +1,5 @@
+"""Metrics."""
+
+from .coop_iou_metric import CoopIoUMetric
+
+__all__ = ['CoopIoUMetric']

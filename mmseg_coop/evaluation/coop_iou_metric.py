@@ -1,0 +1,128 @@
+"""IoU of every output of a cooperative model from one pass."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine.logging import MMLogger, print_log
+from mmseg.evaluation import IoUMetric
+from mmseg.registry import METRICS
+from prettytable import PrettyTable
+from torch import Tensor
+
+
+@METRICS.register_module()
+class CoopIoUMetric(IoUMetric):
+    """mmseg's ``IoUMetric`` for all outputs at once.
+
+    The chosen output (``test_cfg.output``) gives ``mIoU``, ``aAcc`` and so on, as for any model;
+    every output gives them again under its name (``top/mIoU``, ``ensemble/mIoU``). The table has a
+    row for each output and a column for each class, as Table 1 of the paper. A model with a single
+    output is measured as mmseg does.
+
+    Args:
+        outputs: Outputs whose label maps are written to ``output_dir``: names, or ``'all'``, each
+            into a folder of its name. None writes the chosen one into ``output_dir`` itself.
+            Defaults to None.
+        **kwargs: Arguments of mmseg's ``IoUMetric``.
+    """
+
+    def __init__(self, *, outputs: Sequence[str] | str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.outputs = outputs
+
+    def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
+        """Count intersections and unions of a batch.
+
+        Args:
+            data_batch: Not used; part of mmengine's interface.
+            data_samples: Samples with ``pred_sem_seg``, ``gt_sem_seg`` unless ``format_only``, and
+                ``pred_outputs`` from a cooperative model.
+        """
+        num_classes = len(self.dataset_meta['classes'])
+        for sample in data_samples:
+            chosen = sample['pred_sem_seg']['data'].squeeze(0)
+            maps: dict[str, Tensor] = {
+                name: sample['pred_outputs'][name].squeeze(0)
+                for name in sample.get('output_names', ())
+            }
+            if maps and not chosen.equal(maps[sample['output']]):
+                raise ValueError(
+                    f'pred_sem_seg is not the output {sample["output"]!r} of the model: something '
+                    'changed it behind the model; with test-time augmentation use '
+                    "tta_model=dict(type='CoopTTAModel')."
+                )
+            if not self.format_only:
+                label = sample['gt_sem_seg']['data'].squeeze(0).to(chosen)
+                self.results.append(
+                    {
+                        name: self.intersect_and_union(
+                            label_map, label, num_classes, self.ignore_index
+                        )
+                        # An empty name stands for the chosen output.
+                        for name, label_map in {'': chosen, **maps}.items()
+                    }
+                )
+            if self.output_dir is not None:
+                self._write(sample, chosen, maps)
+
+    def _write(self, sample: dict[str, Any], chosen: Tensor, maps: dict[str, Tensor]) -> None:
+        """Write label maps as 8-bit PNG, as mmseg does."""
+        name = f'{Path(sample["img_path"]).stem}.png'
+        if self.outputs is None:
+            files = {Path(name): chosen}
+        else:
+            wanted = list(maps) if self.outputs == 'all' else self.outputs
+            wanted = [wanted] if isinstance(wanted, str) else wanted
+            files = {Path(output, name): maps[output] for output in wanted}
+        for file, label_map in files.items():
+            image = label_map.cpu().numpy()
+            if sample.get('reduce_zero_label', False):
+                image = image + 1
+            mmcv.imwrite(image.astype(np.uint8), str(Path(self.output_dir, file)))
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Compute the metrics of every output and print the table.
+
+        Args:
+            results: What :meth:`process` has collected.
+
+        Returns:
+            Metrics by name, in percent.
+        """
+        logger: MMLogger = MMLogger.get_current_instance()
+        if self.format_only:
+            logger.info(f'results are saved to {self.output_dir}')
+            return OrderedDict()
+        metrics: dict[str, float] = OrderedDict()
+        rows: dict[str, dict[str, np.ndarray]] = {}
+        for name in results[0]:
+            areas = [sum(area) for area in zip(*(result[name] for result in results), strict=True)]
+            values = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
+            prefix = f'{name}/' if name else ''
+            for metric, value in values.items():
+                key = metric if metric == 'aAcc' else f'm{metric}'
+                metrics[prefix + key] = float(np.round(np.nanmean(value) * 100, 2))
+            values.pop('aAcc')
+            rows[name] = values
+        if len(rows) > 1:
+            rows.pop('')  # it repeats one of the named outputs
+        for metric in next(iter(rows.values())):
+            print_log(f'\n{metric} per class:\n{self._table(metric, rows)}', logger)
+        return metrics
+
+    def _table(self, metric: str, rows: dict[str, dict[str, np.ndarray]]) -> PrettyTable:
+        """Outputs by classes and mean, as Table 1 of the paper."""
+        table = PrettyTable()
+        table.field_names = ['output', *self.dataset_meta['classes'], f'mean {metric}']
+        for name, values in rows.items():
+            percent = values[metric] * 100
+            table.add_row(
+                [name or 'prediction', *(f'{v:.1f}' for v in percent), f'{np.nanmean(percent):.2f}']
+            )
+        return table

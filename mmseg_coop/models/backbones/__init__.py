@@ -1,0 +1,5 @@
+"""Backbones."""
+
+from .coop_backbone import CoopBackbone
+
+__all__ = ['CoopBackbone']

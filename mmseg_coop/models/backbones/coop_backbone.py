@@ -1,0 +1,130 @@
+"""Several backbones on one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule, ModuleDict
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ..decode_heads.coop_head import check_network_names
+
+
+class _Renormalize(nn.Module):
+    """An affine from one normalisation of an image to another, ``(N, 3, H, W)``.
+
+    With ``x = (image - mean) / std`` it gives ``(image - new_mean) / new_std``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        new_mean: Sequence[float],
+        new_std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        old_mean, old_std, new_mean_, new_std_ = (
+            torch.tensor(value, dtype=torch.float64).view(1, -1, 1, 1)
+            for value in (mean, std, new_mean, new_std)
+        )
+        # Constants of the configuration, not of the training: they stay out of checkpoints.
+        self.register_buffer('scale', (old_std / new_std_).float(), persistent=False)
+        self.register_buffer('shift', ((old_mean - new_mean_) / new_std_).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+@MODELS.register_module()
+class CoopBackbone(BaseModule):
+    """Runs every network's backbone on the image and returns each one's feature pyramid.
+
+    Any backbone of mmseg, mmpretrain (``mmpretrain.…``) or timm (``TIMMBackbone``) fits.
+
+    Pretrained weights want the normalisation they were trained with, but an image is preprocessed
+    once. ``normalize`` gives a network its own, as an affine on the preprocessed image.
+
+    Args:
+        networks: Config of every network's backbone, by name.
+        normalize: ``dict(mean=…, std=…)`` for the networks that differ from the data preprocessor,
+            by name; units as there (RGB, 0 to 255). Defaults to None.
+        input_normalize: ``dict(mean=…, std=…)`` that was applied to the image. Needed with
+            ``normalize``; :class:`CrossCoopEncoderDecoder` fills it in from its data preprocessor.
+            Defaults to None.
+        init_cfg: Initialisation of the parameters. Defaults to None; the backbones bring their own.
+
+    Raises:
+        ValueError: No network, an impossible name, or an incomplete normalisation.
+
+    Example:
+        >>> import torch
+        >>> backbone = CoopBackbone(
+        ...     networks=dict(
+        ...         top=dict(type='ResNetV1c', depth=18, num_stages=4),
+        ...         bottom=dict(type='MobileNetV2', out_indices=(1, 6)),
+        ...     )
+        ... )
+        >>> pyramids = backbone(torch.rand(1, 3, 32, 32))
+        >>> [tuple(level.shape) for level in pyramids['bottom']]
+        [(1, 24, 8, 8), (1, 320, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        *,
+        networks: Mapping[str, dict[str, Any]],
+        normalize: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+        input_normalize: Mapping[str, Sequence[float]] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_network_names(networks)
+        self.networks = ModuleDict(
+            {name: MODELS.build(backbone) for name, backbone in networks.items()}
+        )
+        self.renormalize = nn.ModuleDict()
+        for name, wanted in (normalize or {}).items():
+            if name not in networks:
+                raise ValueError(
+                    f'normalize names the unknown network {name!r}; the networks are '
+                    f'{list(networks)}.'
+                )
+            if not input_normalize:
+                raise ValueError(
+                    f'normalize of network {name!r} needs to know how the image was normalised: '
+                    'give the data preprocessor mean and std, or set input_normalize.'
+                )
+            for given in (wanted, input_normalize):
+                if set(given) != {'mean', 'std'} or len(given['mean']) != len(given['std']):
+                    raise ValueError(
+                        'a normalisation is dict(mean=…, std=…) with one value a channel, got '
+                        f'{dict(given)}.'
+                    )
+            self.renormalize[name] = _Renormalize(
+                mean=input_normalize['mean'],
+                std=input_normalize['std'],
+                new_mean=wanted['mean'],
+                new_std=wanted['std'],
+            )
+
+    def forward(self, x: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """Extract every network's features.
+
+        Args:
+            x: Preprocessed images, ``(N, 3, H, W)``.
+
+        Returns:
+            Feature pyramids by network, each level ``(N, C_i, H_i, W_i)``.
+        """
+        pyramids = {}
+        for name, backbone in self.networks.items():
+            image = self.renormalize[name](x) if name in self.renormalize else x
+            pyramids[name] = tuple(backbone(image))
+        return pyramids

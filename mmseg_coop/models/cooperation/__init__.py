@@ -1,0 +1,16 @@
+"""Cooperative paths between networks."""
+
+from .cooperation import Cooperation, Steps, run_alone
+from .fusions import ConcatFusion, GatedFusion, SumFusion
+from .paths import CooperativePaths, resolve_topology
+
+__all__ = [
+    'ConcatFusion',
+    'Cooperation',
+    'CooperativePaths',
+    'GatedFusion',
+    'Steps',
+    'SumFusion',
+    'resolve_topology',
+    'run_alone',
+]

@@ -1,0 +1,198 @@
+"""Encoder-decoder segmentor with one output a network, and their ensemble."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.structures import PixelData
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS
+from mmseg.utils import OptSampleList, SampleList
+from torch import Tensor
+
+from ..decode_heads.coop_head import ENSEMBLE
+
+
+@MODELS.register_module()
+class CrossCoopEncoderDecoder(EncoderDecoder):
+    """Several networks that cooperate; every network's prediction and their ensemble in one pass.
+
+    The logits of the networks travel through mmseg's whole and sliding inference stacked along
+    the channels, ``(N, num_networks * C, H, W)``, and are taken apart behind it. The ensemble is
+    the sum of the networks' logits ("adding the final output", section 4.3 of the paper).
+
+    ``test_cfg=dict(output=…)`` chooses the output that becomes ``pred_sem_seg``: a network's name
+    or ``'ensemble'``. It defaults to the ensemble, or to the network where there is only one. A
+    predicted sample holds
+
+    - ``pred_sem_seg`` and ``seg_logits``: the chosen output, as for any model of mmseg;
+    - ``pred_outputs``: the label map of every output, ``(1, H, W)`` each, under the output's name;
+    - the metainfo ``output``, the name of the chosen output, and ``output_names``, all in order.
+
+    Args:
+        backbone: Config of a :class:`CoopBackbone`. Its ``input_normalize`` is filled in from the
+            data preprocessor.
+        decode_head: Config of a :class:`CrossCoopASPPHead` or :class:`CrossCoopDPAHead`.
+        data_preprocessor: Config of the data preprocessor. Defaults to None.
+        test_cfg: mmseg's test settings (``mode``, ``crop_size``, ``stride``) and ``output``.
+            Defaults to ``dict(mode='whole')``.
+        **kwargs: Further arguments of mmseg's ``EncoderDecoder``.
+
+    Raises:
+        ValueError: Unknown output, or a part that does not fit several networks.
+
+    Example:
+        >>> import torch
+        >>> model = CrossCoopEncoderDecoder(
+        ...     backbone=dict(
+        ...         type='CoopBackbone',
+        ...         networks=dict(
+        ...             top=dict(type='MobileNetV2', out_indices=(1, 6)),
+        ...             bottom=dict(type='ResNetV1c', depth=18, out_indices=(0, 3)),
+        ...         ),
+        ...     ),
+        ...     decode_head=dict(
+        ...         type='CrossCoopASPPHead',
+        ...         networks=dict(
+        ...             top=dict(in_channels=320, low_level_in_channels=24),
+        ...             bottom=dict(in_channels=512, low_level_in_channels=64),
+        ...         ),
+        ...         channels=16,
+        ...         num_classes=3,
+        ...     ),
+        ... ).eval()
+        >>> sample = model.predict(torch.rand(1, 3, 64, 64))[0]
+        >>> sorted(sample.pred_outputs.keys()), tuple(sample.pred_sem_seg.shape)
+        (['bottom', 'ensemble', 'top'], (64, 64))
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: dict[str, Any],
+        decode_head: dict[str, Any],
+        data_preprocessor: dict[str, Any] | None = None,
+        test_cfg: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for part in ('neck', 'auxiliary_head'):
+            if kwargs.get(part) is not None:
+                raise ValueError(
+                    f'{part} is set, but CrossCoopEncoderDecoder hands on one feature pyramid a '
+                    f'network; use EncoderDecoder for a single network with a {part}.'
+                )
+        super().__init__(
+            backbone=_with_input_normalize(backbone, data_preprocessor),
+            decode_head=decode_head,
+            data_preprocessor=data_preprocessor,
+            test_cfg=ConfigDict({'mode': 'whole', **(test_cfg or {})}),
+            **kwargs,
+        )
+        if not hasattr(self.decode_head, 'network_names'):
+            raise ValueError(
+                f'decode_head type={decode_head["type"]!r} has no networks; use CrossCoopASPPHead '
+                'or CrossCoopDPAHead, or EncoderDecoder for a plain head.'
+            )
+        # The sliding window sums up this many maps.
+        self.out_channels = len(self.decode_head.network_names) * self.decode_head.out_channels
+        self.chosen_output  # noqa: B018  # an unknown output is said now, not after the training
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all outputs: the networks in order, then the ensemble if there are several."""
+        names = self.decode_head.network_names
+        return (*names, ENSEMBLE) if len(names) > 1 else names
+
+    @property
+    def chosen_output(self) -> str:
+        """Name of the output that becomes ``pred_sem_seg``."""
+        output = self.test_cfg.get('output', self.output_names[-1])
+        if output not in self.output_names:
+            raise ValueError(
+                f'test_cfg.output={output!r} is unknown; this model has the outputs '
+                f'{list(self.output_names)}.'
+            )
+        return output
+
+    def split_outputs(self, seg_logits: Tensor) -> dict[str, Tensor]:
+        """Take the stacked logits of the networks apart.
+
+        Args:
+            seg_logits: ``(N, num_networks * C, H, W)``.
+
+        Returns:
+            Every output's logits, ``(N, C, H, W)``, the ensemble among them.
+        """
+        names = self.decode_head.network_names
+        outputs = dict(zip(names, seg_logits.chunk(len(names), dim=1), strict=True))
+        if len(names) > 1:
+            outputs[ENSEMBLE] = sum(outputs.values())
+        return outputs
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
+        """Logits of all networks at the size of the input.
+
+        Args:
+            inputs: Preprocessed images, ``(N, 3, H, W)``.
+            batch_img_metas: Meta information of the images.
+
+        Returns:
+            The networks' logits stacked along the channels, ``(N, num_networks * C, H, W)``.
+        """
+        seg_logits = self.decode_head.predict(
+            self.extract_feat(inputs), batch_img_metas, self.test_cfg
+        )
+        return torch.cat(list(seg_logits.values()), dim=1)
+
+    def postprocess_result(
+        self, seg_logits: Tensor, data_samples: OptSampleList = None
+    ) -> SampleList:
+        """Turn the stacked logits into samples with every output.
+
+        Args:
+            seg_logits: ``(N, num_networks * C, H, W)``.
+            data_samples: Samples whose metainfo tells padding, flip and original size. Defaults to
+                None: new samples at the size of the logits.
+
+        Returns:
+            Samples as described in the class.
+        """
+        chosen = self.chosen_output
+        outputs = self.split_outputs(seg_logits)
+        maps: list[dict[str, Tensor]] = [{} for _ in seg_logits]
+        logits: list[dict[str, Tensor]] = [{} for _ in seg_logits]
+        # The chosen output comes last, so that it is the one that stays in the samples.
+        for name in sorted(outputs, key=lambda name: name == chosen):
+            samples = super().postprocess_result(outputs[name], data_samples)
+            for index, sample in enumerate(samples):
+                maps[index][name] = sample.pred_sem_seg.data
+                if self.test_cfg.get('keep_logits', False):
+                    logits[index][name] = sample.seg_logits.data
+        for index, sample in enumerate(samples):
+            sample.pred_outputs = PixelData(**{name: maps[index][name] for name in outputs})
+            if logits[index]:
+                sample.logits_outputs = PixelData(**logits[index])
+            sample.set_metainfo(dict(output=chosen, output_names=self.output_names))
+        return samples
+
+
+def _with_input_normalize(
+    backbone: dict[str, Any], data_preprocessor: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Tell the backbone how the data preprocessor normalises images, the one place that says so."""
+    if not backbone.get('normalize'):
+        return backbone
+    known = {key: (data_preprocessor or {}).get(key) for key in ('mean', 'std')}
+    if None in known.values():
+        return backbone
+    given = backbone.get('input_normalize')
+    if given is not None and {key: list(value) for key, value in given.items()} != {
+        key: list(value) for key, value in known.items() if value is not None
+    }:
+        raise ValueError(
+            f'backbone.input_normalize={dict(given)} contradicts the data preprocessor, which uses '
+            f'{known}; leave input_normalize out.'
+        )
+    return {**backbone, 'input_normalize': known}

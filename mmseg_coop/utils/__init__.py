@@ -1,0 +1,15 @@
+"""Utilities of the tools."""
+
+from .cli import add_run_arguments, export_local_rank, short_errors
+from .config import load_config
+from .data_check import check_data_paths
+from .launch import init_cpu_process_group
+
+__all__ = [
+    'add_run_arguments',
+    'check_data_paths',
+    'export_local_rank',
+    'init_cpu_process_group',
+    'load_config',
+    'short_errors',
+]

@@ -1,0 +1,43 @@
+"""Reads a config the way every tool does."""
+
+from __future__ import annotations
+
+import difflib
+import os.path as osp
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+
+def load_config(
+    path: str, *, cfg_options: dict[str, Any] | None = None, work_dir: str | None = None
+) -> Config:
+    """Read a config, apply the options of the command line and settle the work directory.
+
+    Args:
+        path: Config file.
+        cfg_options: Values by dotted key, as mmengine's ``DictAction`` gives them. Defaults to None.
+        work_dir: Where the run writes. Defaults to None: the config's, or else
+            ``work_dirs/{name of the config}``.
+
+    Returns:
+        The config.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message names similar ones.
+    """
+    if not osp.isfile(path):
+        folder, name = Path(path).parent, Path(path).name
+        nearby = [p.name for p in folder.glob('*.py')] if folder.is_dir() else []
+        similar = difflib.get_close_matches(name, nearby, n=3, cutoff=0.5)
+        hint = f' Did you mean {", ".join(similar)}?' if similar else ''
+        raise FileNotFoundError(f'config {path!r} does not exist.{hint}')
+    cfg = Config.fromfile(path)
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', Path(path).stem)
+    return cfg

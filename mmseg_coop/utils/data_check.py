@@ -1,0 +1,52 @@
+"""Checks that the files a config names exist, before anything is built."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+
+
+def check_data_paths(cfg: Config, splits: tuple[str, ...] = ('train', 'val', 'test')) -> None:
+    """Check the data folders and lists of a config.
+
+    Args:
+        cfg: Config of a run.
+        splits: Data loaders to look at. Defaults to all three.
+
+    Raises:
+        FileNotFoundError: A data root, folder or list is missing; the message says which key of the
+            config to change.
+    """
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        for dataset in _leaf_datasets(loader['dataset']):
+            root = dataset.get('data_root') or ''
+            if root and not osp.isdir(root):
+                raise FileNotFoundError(
+                    f'data root {root!r} of the {split} split does not exist (looked in '
+                    f'{osp.abspath(root)!r}). Link or copy the data there, or set '
+                    f'--cfg-options {split}_dataloader.dataset.data_root=DIR.'
+                )
+            prefixes = dataset.get('data_prefix') or {}
+            for key, path in {**prefixes, 'ann_file': dataset.get('ann_file') or ''}.items():
+                if path and not osp.exists(osp.join(root, path)):
+                    raise FileNotFoundError(
+                        f'{key} {osp.join(root, path)!r} of the {split} split does not exist; '
+                        f'check {split}_dataloader.dataset.data_root and {key}.'
+                    )
+
+
+def _leaf_datasets(dataset: Any) -> Iterator[Any]:
+    """Data sets inside wrappers such as ``ConcatDataset`` and ``RepeatDataset``."""
+    if 'datasets' in dataset:
+        for part in dataset['datasets']:
+            yield from _leaf_datasets(part)
+    elif 'dataset' in dataset:
+        yield from _leaf_datasets(dataset['dataset'])
+    else:
+        yield dataset

@@ -1,0 +1,5 @@
+"""Visualizers."""
+
+from .coop_local_visualizer import CoopLocalVisualizer
+
+__all__ = ['CoopLocalVisualizer']

@@ -1,0 +1,86 @@
+"""Installs mmseg-coop, with the configs and tools that mim and ``mmseg_coop::…`` look for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = 'mmseg_coop'
+MIM = ('configs', 'tools', 'model-index.yml')  # what `mmseg_coop/.mim` holds, by its names in ROOT
+
+
+def read_requirements(name: str) -> list[str]:
+    """Return the requirements that ``requirements/<name>.txt`` lists, without its comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
+
+
+def read_version() -> str:
+    """Return the version without importing the package, whose dependencies may be missing."""
+    text = (ROOT / PACKAGE / 'version.py').read_text(encoding='utf-8')
+    match = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f"{PACKAGE}/version.py holds no line like __version__ = '1.2.3'")
+    return match.group(1)
+
+
+class BuildPyWithMim(build_py):
+    """Also provides ``mmseg_coop/.mim``: copies for a wheel, links for an editable install."""
+
+    def run(self) -> None:
+        """Build the package afresh, then add ``.mim``."""
+        if self.editable_mode:
+            super().run()
+            self.provide_mim(ROOT / PACKAGE / '.mim', link=True)
+        else:
+            # An earlier build leaves its files here: one deleted since would end up in the wheel.
+            shutil.rmtree(Path(self.build_lib, PACKAGE), ignore_errors=True)
+            super().run()
+            self.provide_mim(Path(self.build_lib, PACKAGE, '.mim'), link=False)
+
+    def provide_mim(self, mim: Path, *, link: bool) -> None:
+        """Fill the folder ``mim`` anew; where links are asked for but impossible, with copies."""
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for name in MIM:
+            source, target = ROOT / name, mim / name
+            if link:
+                try:
+                    target.symlink_to(
+                        os.path.relpath(source, mim), target_is_directory=source.is_dir()
+                    )
+                    continue
+                except OSError:  # Windows without the privilege to make links
+                    self.announce(f'no links here, copying {name}: install again after editing it')
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy2(source, target)
+
+
+setup(
+    name='mmseg-coop',
+    version=read_version(),
+    description='Cooperative semantic segmentation networks for MMSegmentation',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    keywords=['computer vision', 'semantic segmentation', 'mmsegmentation'],
+    classifiers=[
+        'Programming Language :: Python :: 3 :: Only',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={PACKAGE: ['py.typed']},
+    python_requires='>=3.10',
+    install_requires=read_requirements('runtime'),
+    extras_require={'tests': read_requirements('tests')},
+    cmdclass={'build_py': BuildPyWithMim},
+    zip_safe=False,
+)

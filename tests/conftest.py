@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import DefaultScope, init_default_scope
+
+import mmseg_coop  # noqa: F401  # registers
+
+
+@pytest.fixture(autouse=True)
+def _clean_start():
+    """Every test starts in mmseg's scope and from the same random state."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  # what mmcv draws from
+    torch.manual_seed(0)
+    init_default_scope('mmseg')
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+#: Tiny backbones that end in different channels.
+BACKBONES = dict(
+    resnet=dict(
+        type='ResNetV1c',
+        depth=18,
+        stem_channels=8,
+        base_channels=8,
+        strides=(1, 2, 2, 1),
+        dilations=(1, 1, 1, 2),
+        out_indices=(0, 3),
+    ),
+    mobilenet=dict(type='MobileNetV2', widen_factor=0.25, out_indices=(1, 6)),
+)
+#: in_channels and low_level_in_channels of their heads.
+CHANNELS = dict(resnet=(64, 8), mobilenet=(80, 8))
+
+
+@pytest.fixture
+def coop_model_cfg():
+    """Config of a tiny cooperative DeepLabV3+.
+
+    Names of networks map to names of backbones; further arguments go to the head, ``test_cfg`` to
+    the model.
+    """
+
+    def make(networks=None, *, num_classes=4, test_cfg=None, **head):
+        networks = networks or dict(top='resnet', bottom='mobilenet')
+        heads = {}
+        for name, backbone in networks.items():
+            in_channels, low_level_in_channels = CHANNELS[backbone]
+            heads[name] = dict(in_channels=in_channels, low_level_in_channels=low_level_in_channels)
+        return dict(
+            type='CrossCoopEncoderDecoder',
+            data_preprocessor=dict(
+                type='SegDataPreProcessor',
+                mean=[123.675, 116.28, 103.53],
+                std=[58.395, 57.12, 57.375],
+                bgr_to_rgb=True,
+                size=(64, 64),
+            ),
+            backbone=dict(
+                type='CoopBackbone',
+                networks={name: dict(BACKBONES[backbone]) for name, backbone in networks.items()},
+            ),
+            decode_head=dict(
+                type='CrossCoopASPPHead',
+                **{
+                    **dict(
+                        networks=heads,
+                        channels=16,
+                        dilations=(1, 2, 3, 4),
+                        num_classes=num_classes,
+                    ),
+                    **head,
+                },
+            ),
+            test_cfg=test_cfg or dict(mode='whole'),
+        )
+
+    return make
+
+
+@pytest.fixture
+def train_batch():
+    """A batch of two images with labels, as the data preprocessor takes it."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    def make(size=(64, 64), *, num_classes=4, batch_size=2):
+        inputs, samples = [], []
+        for index in range(batch_size):
+            inputs.append(torch.randint(0, 256, (3, *size), dtype=torch.uint8))
+            label = torch.randint(0, num_classes, (1, *size))
+            label[:, :2] = 255
+            sample = SegDataSample(
+                metainfo=dict(
+                    img_path=f'{index}.png', ori_shape=size, img_shape=size, pad_shape=size
+                )
+            )
+            sample.gt_sem_seg = PixelData(data=label)
+            samples.append(sample)
+        return dict(inputs=inputs, data_samples=samples)
+
+    return make

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmseg_coop.models import Cooperation
+from mmseg_coop.models.cooperation import run_alone
+
+
+def network(x, order):
+    """Two layers at site a and one at site b, each of which adds 1."""
+    for site in ('a', 'a', 'b'):
+        order.append(site)
+        x = yield site, x + 1
+    return x
+
+
+CHANNELS = dict(a=(1, 1), b=(1,))
+
+
+def run(connections, topology='cross'):
+    order = []
+    cooperation = Cooperation(
+        site_channels=dict(top=CHANNELS, bottom=CHANNELS),
+        connections=connections,
+        paths=dict(topology=topology),
+    )
+    results = cooperation(
+        dict(
+            top=network(torch.zeros(1, 1, 1, 1), order),
+            bottom=network(torch.full((1, 1, 1, 1), 10.0), order),
+        )
+    )
+    return results['top'].item(), results['bottom'].item(), order
+
+
+def test_networks_exchange_after_each_layer_and_run_in_step():
+    # after the first layer 1 and 11 -> 12 both, second 13 + 13 -> 26, third 27 + 27 -> 54
+    assert run(None) == (54, 54, ['a', 'a', 'a', 'a', 'b', 'b'])
+
+
+def test_only_the_chosen_sites_exchange():
+    assert run(['b'])[:2] == (16, 16)
+    assert run(['a'])[:2] == (27, 27)
+    assert run([])[:2] == (3, 13)
+
+
+def test_topology_reaches_every_site():
+    # bottom: 11 + 1 = 12, 13 + 2 = 15, 16 + 3 = 19
+    assert run(None, 'one_way')[:2] == (3, 19)
+
+
+def test_alone_a_network_goes_on_with_its_own_maps():
+    assert run_alone(network(torch.zeros(1), [])).item() == 3
+
+
+def test_unknown_site_is_named():
+    with pytest.raises(ValueError, match=r"unknown site 'c'.*'a', 'b'"):
+        run(['c'])
+
+
+def test_networks_of_different_depth_are_refused():
+    with pytest.raises(ValueError, match='same number of layers'):
+        Cooperation(site_channels=dict(top=CHANNELS, bottom=dict(a=(1,), b=(1,))))

@@ -1,0 +1,89 @@
+"""Train a model."""
+
+from __future__ import annotations
+
+import argparse
+import os.path as osp
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmseg.registry import RUNNERS
+
+from mmseg_coop.utils import (
+    add_run_arguments,
+    check_data_paths,
+    export_local_rank,
+    init_cpu_process_group,
+    load_config,
+    short_errors,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_run_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='resume from CHECKPOINT, or without it from the latest checkpoint of the work '
+        'directory (from the start if there is none)',
+    )
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument(
+        '--no-validate', action='store_true', help='do not evaluate during the training'
+    )
+    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """Turn the command line into the config of the run.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The config.
+
+    Raises:
+        FileNotFoundError: The config, the checkpoint or the data do not exist.
+        ValueError: An option does not fit the config.
+    """
+    cfg = load_config(args.config, cfg_options=args.cfg_options, work_dir=args.work_dir)
+    cfg.launcher = args.launcher
+    if args.no_validate:
+        for key in ('val_cfg', 'val_dataloader', 'val_evaluator'):
+            cfg.pop(key, None)
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+        if args.resume != 'auto' and not osp.isfile(args.resume):
+            raise FileNotFoundError(f'--resume: checkpoint {args.resume!r} does not exist.')
+    if args.amp:
+        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ValueError(
+                f'--amp replaces OptimWrapper, but the config has optim_wrapper.type={wrapper!r}; '
+                'set mixed precision in the config.'
+            )
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    check_data_paths(cfg, splits=('train',) if args.no_validate else ('train', 'val'))
+    return cfg
+
+
+def main() -> None:
+    """Train."""
+    args = parse_args()
+    export_local_rank(args)
+    with short_errors():
+        cfg = prepare(args)
+    init_cpu_process_group(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
