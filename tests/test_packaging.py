@@ -1,9 +1,10 @@
-"""The project as its users install it: without this folder, in an environment of its dependencies."""
+"""The project as its users install it: without this folder, beside its dependencies."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -41,6 +42,8 @@ def run(*command: object, cwd: Path) -> str:
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
+        # Threads of several processes on few cores wait for each other longer than they work.
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

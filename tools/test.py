@@ -11,7 +11,7 @@ from mmseg.registry import RUNNERS
 
 from mmseg_coop.utils import (
     add_run_arguments,
-    check_data_paths,
+    check_data,
     export_local_rank,
     init_cpu_process_group,
     load_config,
@@ -70,7 +70,7 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.load_from = args.checkpoint
     # The checkpoint brings all weights: pretrained ones need not be there.
     _forget_pretrained(cfg.model)
-    check_data_paths(cfg, splits=('test',))
+    check_data(cfg, splits=('test',))
     if args.output not in (None, 'all'):
         cfg.model.setdefault('test_cfg', {})['output'] = args.output
     if args.out is not None:

@@ -11,7 +11,7 @@ from mmseg.registry import RUNNERS
 
 from mmseg_coop.utils import (
     add_run_arguments,
-    check_data_paths,
+    check_data,
     export_local_rank,
     init_cpu_process_group,
     load_config,
@@ -70,7 +70,7 @@ def prepare(args: argparse.Namespace) -> Config:
             )
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    check_data_paths(cfg, splits=('train',) if args.no_validate else ('train', 'val'))
+    check_data(cfg, splits=('train',) if args.no_validate else ('train', 'val'))
     return cfg
 
 

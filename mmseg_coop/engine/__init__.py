@@ -1,6 +1,5 @@
-"""Engine: hooks, and the loading of checkpoints."""
+"""Engine: the loading of checkpoints."""
 
-from .hooks import CheckSplitsHook
 from .timm_checkpoint import load_from_timm
 
-__all__ = ['CheckSplitsHook', 'load_from_timm']
+__all__ = ['load_from_timm']

@@ -1,6 +1,6 @@
 """Models: backbones, cooperation, decode heads and segmentors."""
 
-from .backbones import CoopBackbone
+from .backbones import CoopBackbone, Xception
 from .cooperation import ConcatFusion, Cooperation, CooperativePaths, GatedFusion, SumFusion
 from .decode_heads import CrossCoopASPPHead
 from .segmentors import CoopTTAModel, CrossCoopEncoderDecoder
@@ -15,4 +15,5 @@ __all__ = [
     'CrossCoopEncoderDecoder',
     'GatedFusion',
     'SumFusion',
+    'Xception',
 ]

@@ -2,12 +2,12 @@
 
 from .cli import add_run_arguments, export_local_rank, short_errors
 from .config import load_config
-from .data_check import check_data_paths
+from .data_check import check_data
 from .launch import init_cpu_process_group
 
 __all__ = [
     'add_run_arguments',
-    'check_data_paths',
+    'check_data',
     'export_local_rank',
     'init_cpu_process_group',
     'load_config',

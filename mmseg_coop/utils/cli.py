@@ -18,7 +18,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         parser: Parser of the tool.
     """
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='where the run writes; default: work_dirs/NAME_OF_CONFIG')
+    parser.add_argument(
+        '--work-dir', help='where the run writes; default: work_dirs/NAME_OF_CONFIG'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -34,9 +36,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help='how several processes were started; default: none',
     )
     # torch.distributed.launch passes it as an argument, torchrun as an environment variable.
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
-    )
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def export_local_rank(args: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ def load_config(
 
     Args:
         path: Config file.
-        cfg_options: Values by dotted key, as mmengine's ``DictAction`` gives them. Defaults to None.
+        cfg_options: Values by dotted key, as ``DictAction`` gives them. Defaults to None.
         work_dir: Where the run writes. Defaults to None: the config's, or else
             ``work_dirs/{name of the config}``.
 

@@ -1,4 +1,7 @@
-"""What the dataset converters of this folder share. Imports neither torch nor mmseg, so that the tools start at once."""
+"""What the dataset converters of this folder share.
+
+It imports neither torch nor mmseg, so that the tools start at once.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ class ClassCount:
         self.occurrences += counts > 0
 
     def rows(self) -> list[tuple[str, float, int]]:
-        """Returns (name, percentage of all pixels, images) of each class and of the ignored label."""
+        """Returns (name, percent of all pixels, images) of each class and of the ignored label."""
         names = [f'{i:3d} {name}' for i, name in enumerate(self.classes)] + [f'{IGNORE} ignored']
         percent = 100 * self.pixels[self.ids] / max(1, self.pixels.sum())
         return list(zip(names, percent.tolist(), self.occurrences[self.ids].tolist(), strict=True))

@@ -1,7 +1,8 @@
 """Draws the scenes of the miniature data sets: objects on a cluttered ground, and streets.
 
-What a class looks like stands in the tables `VOC_LOOKS`, `STREET_LOOKS` and `PROPS`; the functions below them only place,
-light and disturb. Lengths are given in units of the picture's shorter side, so that any size shows the same kind of scene.
+What a class looks like stands in the tables `VOC_LOOKS`, `STREET_LOOKS` and `PROPS`; the functions
+below them only place, light and disturb. Lengths are given in units of the picture's shorter side,
+so that any size shows the same kind of scene.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Look(NamedTuple):
     pattern: str
 
 
-# --- Silhouettes -------------------------------------------------------------------------------------------------------
+# --- Silhouettes ----------------------------------------------------------------------------------
 
 
 def box(left: float, top: float, right: float, bottom: float) -> Polygon:
@@ -215,17 +216,18 @@ CAMVID_NAMES = {
 class Prop(NamedTuple):
     """Something that stands in a street.
 
-    Its parts are painted in order. They are given in heights of the prop, around the middle of its foot.
+    Its parts are painted in order. They are given in heights of the prop, around the middle of its
+    foot.
     """
 
     place: str  # 'road' or 'sidewalk'
-    height: float  # at the bottom edge of the picture, in units of the picture's height
+    height: float  # at the bottom edge of the picture, in units of the picture's shorter side
     parts: list[tuple[str, list[Polygon]]]
 
 
 _WHEELS = [disc(-0.36, -0.3, 0.3), disc(0.36, -0.3, 0.3)]
 _RIDER = [disc(0, -0.87, 0.13), shape((-0.22, -0.75), (0.2, -0.75), (0.24, -0.3), (-0.2, -0.3))]
-_POLE = ('pole', [box(-0.045, -0.75, 0.045, 0)])
+_POLE = ('pole', [box(-0.065, -0.75, 0.065, 0)])
 PROPS: dict[str, Prop] = {
     'car': Prop(
         'road',
@@ -243,12 +245,12 @@ PROPS: dict[str, Prop] = {
         ],
     ),
     'truck': Prop(
-        'road', 0.62, [('truck', [box(-0.7, -1, 0.35, -0.08), box(0.3, -0.65, 0.7, -0.08)])]
+        'road', 0.54, [('truck', [box(-0.7, -1, 0.35, -0.08), box(0.3, -0.65, 0.7, -0.08)])]
     ),
-    'bus': Prop('road', 0.65, [('bus', [box(-0.75, -1, 0.75, -0.06)])]),
+    'bus': Prop('road', 0.56, [('bus', [box(-0.75, -1, 0.75, -0.06)])]),
     'train': Prop(
         'road',
-        0.6,
+        0.54,
         [('train', [shape((-1, -1), (0.8, -1), (1.1, -0.4), (1.1, -0.04), (-1, -0.04))])],
     ),
     'motorcyclist': Prop(
@@ -285,13 +287,13 @@ PROPS: dict[str, Prop] = {
             )
         ],
     ),
-    'sign': Prop('sidewalk', 0.8, [_POLE, ('traffic sign', [disc(0, -0.83, 0.17)])]),
-    'light': Prop('sidewalk', 0.85, [_POLE, ('traffic light', [box(-0.12, -1, 0.12, -0.62)])]),
+    'sign': Prop('sidewalk', 0.8, [_POLE, ('traffic sign', [disc(0, -0.82, 0.18)])]),
+    'light': Prop('sidewalk', 0.85, [_POLE, ('traffic light', [box(-0.16, -1, 0.16, -0.6)])]),
 }
 BARRIERS = ('wall', 'fence')  # stand along the outer edge of a sidewalk
 
 
-# --- Patterns ----------------------------------------------------------------------------------------------------------
+# --- Patterns -------------------------------------------------------------------------------------
 
 
 def smooth_noise(rng: np.random.Generator, size: tuple[int, int], cell: float) -> np.ndarray:
@@ -315,7 +317,7 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def jittered(rng: np.random.Generator, colours: Sequence[str], strength: float) -> np.ndarray:
-    """Shifts hex colours together in hue, saturation and value; returns RGB in 0..1, shape (N, 3)."""
+    """Shifts hex colours together in HSV and returns them as RGB in 0..1, shape (N, 3)."""
     hue, saturation, value = rng.uniform(-1, 1, 3) * strength
     result = []
     for colour in colours:
@@ -326,7 +328,7 @@ def jittered(rng: np.random.Generator, colours: Sequence[str], strength: float) 
     return np.array(result, np.float32)
 
 
-# --- The picture -------------------------------------------------------------------------------------------------------
+# --- The picture ----------------------------------------------------------------------------------
 
 
 class Scene:
@@ -353,44 +355,46 @@ class Scene:
             cv2.fillPoly(mask, [np.round(polygon * 16).astype(np.int32)], 1, shift=4)
         return mask.astype(bool)
 
-    def texture(
+    def paint(
         self,
+        mask: np.ndarray,
+        label: int,
         look: Look,
         period: float,
-        centre: tuple[float, float] = (0, 0),
+        centre: Sequence[float] | np.ndarray = (0, 0),
         angle: float = 0,
         jitter: float = 0.12,
-    ) -> np.ndarray:
-        """Returns the whole picture filled with a look, unevenly lit.
+    ) -> None:
+        """Paints a look, unevenly lit, and a label where the mask is set.
 
         Args:
+            mask: Boolean map of shape (H, W).
+            label: Label of the painted pixels.
             look: Colours and pattern.
             period: Length of the pattern's period, in pixels.
             centre: Origin of the pattern, (x, y) in pixels.
             angle: Rotation of the pattern, in radians.
             jitter: Strength of the colours' random shift.
         """
+        if not mask.any():  # outside the picture
+            return
         first, second = jittered(self.rng, (look.colour, look.second), jitter)
-        x, y = self.columns - centre[0], self.rows - centre[1]
-        u = (np.cos(angle) * x + np.sin(angle) * y) / period
-        v = (np.cos(angle) * y - np.sin(angle) * x) / period
+        slope = self.rng.uniform(-5, 5, 2) / self.unit
+        left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        window = (slice(top, top + height), slice(left, left + width))
+        x, y = self.columns[window] - centre[0], self.rows[window] - centre[1]
         if look.pattern == 'clouds':
-            mix = smooth_noise(self.rng, self.size, 4 * period) ** 2
+            mix = smooth_noise(self.rng, (height, width), 4 * period) ** 2
         elif look.pattern == 'blotches':
-            mix = smooth_noise(self.rng, self.size, 0.8 * period) > 0.5
+            mix = smooth_noise(self.rng, (height, width), 0.8 * period) > 0.5
         else:
+            u = (np.cos(angle) * x + np.sin(angle) * y) / period
+            v = (np.cos(angle) * y - np.sin(angle) * x) / period
             mix = PATTERNS[look.pattern](u, v)
-        light = 1 + 0.12 * np.tanh(
-            (self.rng.uniform(-1, 1) * x + self.rng.uniform(-1, 1) * y) / (0.2 * self.unit)
-        )
-        return (
-            np.where(mix[..., None] == 0, first, first + mix[..., None] * (second - first))
-            * light[..., None]
-        )
-
-    def paint(self, mask: np.ndarray, texture: np.ndarray, label: int) -> None:
-        """Paints a texture and a label where the mask is set."""
-        self.image[mask] = texture[mask]
+        light = 1 + 0.12 * np.tanh(slope[0] * x + slope[1] * y)
+        texture = (first + mix[..., None] * (second - first)) * light[..., None]
+        inside = mask[window]
+        self.image[window][inside] = texture[inside]
         self.label[mask] = label
 
     def shade(self, mask: np.ndarray, factor: float) -> None:
@@ -399,7 +403,7 @@ class Scene:
         self.image *= (1 - (1 - factor) * soft)[..., None]
 
     def photograph(self) -> np.ndarray:
-        """Returns the picture as RGB bytes of shape (H, W, 3), under random light, blurred and noisy."""
+        """Returns the picture as RGB bytes (H, W, 3), under random light, blurred and noisy."""
         rng = self.rng
         cast = rng.uniform(0.75, 1.15) * rng.uniform(0.94, 1.06, 3)
         slope = rng.uniform(-0.2, 0.2, 2)
@@ -414,7 +418,7 @@ class Scene:
         return np.clip(np.round(255 * image), 0, 255).astype(np.uint8)
 
 
-# --- Objects on a cluttered ground (Pascal VOC) ------------------------------------------------------------------------
+# --- Objects on a cluttered ground (Pascal VOC) ---------------------------------------------------
 
 
 def draw_clutter(scene: Scene, count: int) -> None:
@@ -423,15 +427,13 @@ def draw_clutter(scene: Scene, count: int) -> None:
     for _ in range(count):
         hue, value = rng.random(), rng.uniform(0.25, 0.8)
         colours = [colorsys.hsv_to_rgb(hue, 0.18, value + d) for d in (0, rng.uniform(-0.12, 0.12))]
-        names = ['#' + ''.join(f'{round(255 * c):02x}' for c in colour) for colour in colours]
-        look = Look(names[0], names[1], rng.choice(['plain', 'blotches', 'stripes', 'checks']))
+        first, second = ('#' + bytes(round(255 * c) for c in rgb).hex() for rgb in colours)
+        look = Look(first, second, rng.choice(['plain', 'blotches', 'stripes', 'checks']))
         centre = rng.uniform(0, 1, 2) * (scene.size[1], scene.size[0])
-        corners = rng.uniform(-1, 1, (5, 2)) * scene.unit * rng.uniform(0.1, 0.3)
-        hull = cv2.convexHull((centre + corners).astype(np.float32))[:, 0]
-        texture = scene.texture(
-            look, rng.uniform(0.05, 0.12) * scene.unit, angle=rng.uniform(0, np.pi)
-        )
-        scene.paint(scene.mask([hull]), texture, 0)
+        corners = centre + rng.uniform(-1, 1, (5, 2)) * scene.unit * rng.uniform(0.1, 0.3)
+        hull = cv2.convexHull(corners.astype(np.float32))[:, 0]
+        period = rng.uniform(0.05, 0.12) * scene.unit
+        scene.paint(scene.mask([hull]), 0, look, period, angle=rng.uniform(0, np.pi))
 
 
 def draw_object(scene: Scene, name: str, label: int) -> None:
@@ -447,9 +449,7 @@ def draw_object(scene: Scene, name: str, label: int) -> None:
     shadow = rng.uniform(0.02, 0.06, 2) * scene.unit
     scene.shade(scene.mask([polygon + shadow for polygon in outline]), 0.65)
     mask = scene.mask(outline)
-    scene.paint(
-        mask, scene.texture(look, rng.uniform(0.28, 0.38) * radius, tuple(centre), angle), label
-    )
+    scene.paint(mask, label, look, rng.uniform(0.28, 0.38) * radius, centre, angle)
     width = 2 * max(1, round(scene.unit / 120)) + 1
     border = cv2.morphologyEx(
         mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((width, width), np.uint8)
@@ -460,22 +460,27 @@ def draw_object(scene: Scene, name: str, label: int) -> None:
 def draw_voc(size: tuple[int, int], rng: np.random.Generator, wanted: Sequence[str]) -> Scene:
     """Draws the wanted classes, and perhaps one more, on a cluttered ground."""
     scene = Scene(size, rng, label=0)
-    ground = Look('#a09c94', '#8a8880', rng.choice(['blotches', 'plain', 'checks', 'bricks']))
-    scene.image[:] = scene.texture(
-        ground, rng.uniform(0.06, 0.2) * scene.unit, angle=rng.uniform(0, np.pi), jitter=0.2
+    pattern = rng.choice(['blotches', 'plain', 'checks', 'bricks'])
+    scene.paint(
+        np.ones(size, bool),
+        0,
+        Look('#a09c94', '#8a8880', pattern),
+        rng.uniform(0.06, 0.2) * scene.unit,
+        angle=rng.uniform(0, np.pi),
+        jitter=0.2,
     )
-    draw_clutter(scene, rng.integers(3, 8))
+    draw_clutter(scene, int(rng.integers(3, 8)))
     extra = rng.choice(list(VOC_LOOKS), rng.integers(0, 2)).tolist()
     for name in [*extra, *wanted]:
         draw_object(scene, name, VOC_CLASSES.index(name))
     return scene
 
 
-# --- Streets (Cityscapes, CamVid) --------------------------------------------------------------------------------------
+# --- Streets (Cityscapes, CamVid) -----------------------------------------------------------------
 
 
 class Street:
-    """A straight street seen along its axis; depth runs from 0 at the horizon to 1 at the bottom edge.
+    """A straight street seen along its axis, with depths from 0 (horizon) to 1 (bottom edge).
 
     Args:
         scene: What to draw it on.
@@ -491,13 +496,11 @@ class Street:
         self.vanishing_point = rng.uniform(0.38, 0.62) * self.width
         road = (rng.uniform(-0.2, 0.1), rng.uniform(0.9, 1.2))
         # At depth 1, from left to right: outer and inner edge of each sidewalk.
-        self.edges = (
-            np.array([road[0] - rng.uniform(0.45, 0.7), *road, road[1] + rng.uniform(0.45, 0.7)])
-            * self.width
-        )
+        left, right = rng.uniform(0.45, 0.7, 2)
+        self.edges = self.width * np.array([road[0] - left, *road, road[1] + right])
 
     def point(self, edge: float, depth: float) -> tuple[float, float]:
-        """Returns the pixel (x, y) on the ground at a depth, on the line that has x = `edge` at depth 1."""
+        """Returns the ground's pixel (x, y) at a depth, on the line with x = `edge` at depth 1."""
         x = self.vanishing_point + depth * (edge - self.vanishing_point)
         return x, self.horizon + depth * (self.height - self.horizon)
 
@@ -505,54 +508,43 @@ class Street:
         self, part: str, polygons: Sequence[Polygon], period: float, jitter: float = 0.12
     ) -> None:
         """Paints a part with its look; its period is in units of the picture's shorter side."""
-        centre = tuple(np.concatenate(polygons).mean(axis=0))
-        texture = self.scene.texture(
-            STREET_LOOKS[part], period * self.scene.unit, centre, jitter=jitter
-        )
-        self.scene.paint(self.scene.mask(polygons), texture, self.labels[part])
+        mask = self.scene.mask(polygons)
+        centre = np.concatenate(polygons).mean(axis=0)
+        period *= self.scene.unit
+        look = STREET_LOOKS[part]
+        self.scene.paint(mask, self.labels[part], look, period, centre, jitter=jitter)
 
     def draw_ground(self) -> None:
         """Draws sky, terrain (where the data set knows it), sidewalks and road."""
         outer_left, left, right, outer_right = self.edges
-        # Far enough out to cover the picture's bottom corners.
-        wide = [(-9 * self.width, 1.0), (10 * self.width, 1.0)]
-        beyond = 'terrain' if 'terrain' in self.labels else 'sidewalk'
         self.paint('sky', [box(-1, -1, self.width, self.height)], 0.1)
-        for part, edges in (
-            (beyond, [edge for edge, _ in wide]),
-            ('sidewalk', [outer_left, outer_right]),
-            ('road', [left, right]),
+        beyond = 'terrain' if 'terrain' in self.labels else 'sidewalk'
+        for part, west, east in (
+            (beyond, -9 * self.width, 10 * self.width),
+            ('sidewalk', outer_left, outer_right),
+            ('road', left, right),
         ):
-            corners = [
-                self.point(edge, depth)
-                for edge, depth in ((edges[0], 0), (edges[0], 2), (edges[1], 2), (edges[1], 0))
-            ]
+            corners = [self.point(west, depth) for depth in (0, 2)]
+            corners += [self.point(east, depth) for depth in (2, 0)]
             self.paint(part, [shape(*corners)], 0.09, jitter=0.06)
 
     def draw_side(self, side: int) -> None:
-        """Draws the row of houses and trees along the left (0) or right (3) outer edge, far ones first."""
+        """Draws houses and trees beyond the left (0) or right (3) outer edge, far ones first."""
         rng = self.scene.rng
         outward = -1 if side == 0 else 1
         for depth in (0.08, 0.16, 0.28, 0.45):
             x, y = self.point(self.edges[side] + outward * 0.35 * self.width, depth)
-            reach = rng.uniform(0.28, 0.5) * self.width * (0.5 + depth)
+            reach = outward * rng.uniform(0.28, 0.5) * self.width * (0.5 + depth)
             if rng.random() < 0.6:
                 top = y - rng.uniform(0.9, 1.5) * (0.25 + depth) * self.height
-                self.paint(
-                    'building',
-                    [box(min(x, x + outward * reach), top, max(x, x + outward * reach), y)],
-                    0.09,
-                )
+                self.paint('building', [box(x, top, x + reach, y)], 0.09)
             else:
-                self.draw_tree(x + outward * 0.4 * reach, y, (0.45 + depth) * self.unit_tree())
-
-    def unit_tree(self) -> float:
-        """Returns a random height of a tree at depth 0.55, in pixels."""
-        return self.scene.rng.uniform(0.5, 0.75) * self.height
+                self.draw_tree(x + 0.4 * reach, y, rng.uniform(0.5, 0.75) * (0.45 + depth))
 
     def draw_tree(self, x: float, y: float, height: float) -> None:
-        """Draws a tree, trunk and crown, with its foot at (x, y)."""
+        """Draws a tree with its foot at the pixel (x, y), `height` in units of the picture's."""
         rng = self.scene.rng
+        height *= self.height
         crown = [
             disc(x + dx * height, y - dy * height, rng.uniform(0.2, 0.3) * height)
             for dx, dy in rng.uniform((-0.22, 0.45), (0.22, 0.8), (5, 2))
@@ -560,18 +552,15 @@ class Street:
         trunk = box(x - 0.06 * height, y - 0.6 * height, x + 0.06 * height, y)
         self.paint('vegetation', [trunk, *crown], 0.07)
 
-    def draw_barrier(self, part: str) -> None:
-        """Draws a wall or fence along one outer edge, growing towards the viewer."""
+    def draw_barriers(self, parts: Sequence[str]) -> None:
+        """Draws a wall and a fence, or one of them, along the sidewalks' outer edges."""
         rng = self.scene.rng
-        edge = self.edges[rng.choice([0, 3])]
-        height = rng.uniform(0.35, 0.5) * self.height
-        near, far = rng.uniform(0.6, 0.9), rng.uniform(0.1, 0.2)
-        (x0, y0), (x1, y1) = self.point(edge, near), self.point(edge, far)
-        self.paint(
-            part,
-            [shape((x0, y0), (x0, y0 - near * height), (x1, y1 - far * height), (x1, y1))],
-            0.07,
-        )
+        for part, edge in zip(parts, rng.permutation(self.edges[[0, 3]]), strict=False):
+            height = rng.uniform(0.5, 0.65) * self.height
+            near, far = rng.uniform(0.6, 0.9), rng.uniform(0.1, 0.2)
+            (x0, y0), (x1, y1) = self.point(edge, near), self.point(edge, far)
+            top = [(x0, y0 - near * height), (x1, y1 - far * height)]
+            self.paint(part, [shape((x0, y0), *top, (x1, y1))], 0.07)
 
     def draw_props(self, props: Sequence[Prop]) -> None:
         """Draws props side by side as far as there is room, mostly the tall ones farther away."""
@@ -594,11 +583,11 @@ class Street:
         return ((rng.permutation(count) + rng.uniform(0.1, 0.9, count)) / max(1, count)).tolist()
 
     def draw_prop(self, prop: Prop, edge: float, depth: float) -> None:
-        """Draws a prop with its shadow on the ground, on the line that has x = `edge` at depth 1."""
+        """Draws a prop with its shadow, on the line that has x = `edge` at depth 1."""
         rng = self.scene.rng
         x, y = self.point(edge, depth)
         x = float(np.clip(x, 0.08 * self.width, 0.92 * self.width))
-        height = prop.height * self.height * depth * rng.uniform(0.9, 1.1)
+        height = prop.height * self.scene.unit * depth * rng.uniform(0.9, 1.1)
         size = height * np.array([rng.choice([-1, 1]), 1])
         outline = [polygon for _, polygons in prop.parts for polygon in polygons]
         shadow = [(x, y) + polygon * size * (1, 0.15) for polygon in outline]
@@ -613,9 +602,7 @@ class Street:
         x, y = self.point(self.edges[rng.choice([0, 1, 2, 3])], rng.uniform(0.4, 0.8))
         side = rng.uniform(0.05, 0.1) * self.height
         crate = self.scene.mask([box(x - side, y - 2 * side, x + side, y)])
-        self.scene.paint(
-            crate, self.scene.texture(Look('#9a9a9a', '#777777', 'panes'), side), IGNORE
-        )
+        self.scene.paint(crate, IGNORE, Look('#9a9a9a', '#777777', 'panes'), side)
 
 
 def draw_street(
@@ -627,16 +614,14 @@ def draw_street(
     street.draw_ground()
     for side in (0, 3):
         street.draw_side(side)
-    for part in wanted:
-        if part in BARRIERS:
-            street.draw_barrier(part)
+    street.draw_barriers([part for part in BARRIERS if part in wanted])
     if rng.random() < 0.4:
         street.draw_clutter()
     street.draw_props([PROPS[name] for name in wanted if name not in BARRIERS])
     return scene
 
 
-# --- One scene of a data set -------------------------------------------------------------------------------------------
+# --- One scene of a data set ----------------------------------------------------------------------
 
 
 def camvid_labels() -> dict[str, int]:
@@ -659,15 +644,20 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 LAYOUTS = tuple(CLASSES)
 SPLITS = ('train', 'val', 'test')
-# What a scene may be asked to show, and how many of these it gets. They are dealt like cards, so that few scenes show all.
+# What a scene may be asked to show, and how many of these it gets. They are dealt like cards, so
+# that few scenes show all.
 DECKS: dict[str, tuple[tuple[str, ...], int]] = {
     'voc': (tuple(VOC_LOOKS), 3),
-    'cityscapes': ((*BARRIERS, *PROPS), 5),
+    'cityscapes': ((*BARRIERS, *PROPS), 4),
     'camvid': (('fence', 'car', 'cyclist', 'person', 'person', 'sign', 'light'), 4),
 }
 STREET_STUFF = ('sky', 'building', 'vegetation', 'road', 'sidewalk', 'terrain')
 MIN_SHARE = 0.004  # of a picture, that everything a scene is asked for has to cover
 MAX_ATTEMPTS = 100
+
+
+class DoesNotFitError(ValueError):
+    """A picture is too small for what a scene has to show."""
 
 
 def parts_of(name: str) -> list[str]:
@@ -676,7 +666,7 @@ def parts_of(name: str) -> list[str]:
 
 
 def deal(layout: str, seed: int, split: int, number: int) -> list[str]:
-    """Returns what scene `number` of a split has to show; the deck is shuffled anew whenever it is used up."""
+    """Returns what a scene has to show; the deck is shuffled anew whenever it is used up."""
     deck, hand = DECKS[layout]
     cards = []
     for position in range(number * hand, (number + 1) * hand):
@@ -686,7 +676,7 @@ def deal(layout: str, seed: int, split: int, number: int) -> list[str]:
 
 
 def random_source(seed: int, layout: str, *key: int) -> np.random.Generator:
-    """Returns a generator of its own for each scene, so that a scene does not depend on how many there are."""
+    """Returns the generator of a key; each scene has its own, however many there are."""
     return np.random.default_rng(
         np.random.SeedSequence(seed, spawn_key=(LAYOUTS.index(layout), *key))
     )
@@ -708,7 +698,7 @@ def draw_scene(
         RGB image of shape (H, W, 3) and label map of shape (H, W), both uint8.
 
     Raises:
-        RuntimeError: If what the scene has to show does not fit in, which only tiny pictures bring about.
+        DoesNotFitError: If what the scene has to show does not fit into the picture.
     """
     labels = LABELS[layout]
     split_number = SPLITS.index(split)
@@ -718,12 +708,11 @@ def draw_scene(
     required = sorted({labels[part] for part in parts if part in labels})
     for attempt in range(MAX_ATTEMPTS):
         rng = random_source(seed, layout, split_number, 1, number, attempt)
-        scene = (
-            draw_voc(size, rng, wanted)
-            if layout == 'voc'
-            else draw_street(size, rng, wanted, labels)
-        )
+        if layout == 'voc':
+            scene = draw_voc(size, rng, wanted)
+        else:
+            scene = draw_street(size, rng, wanted, labels)
         counts = np.bincount(scene.label.ravel(), minlength=256)
         if (counts[required] >= MIN_SHARE * scene.label.size).all():
             return scene.photograph(), scene.label
-    raise RuntimeError(f'{", ".join(wanted)} do not fit into a picture of {size[0]}x{size[1]}')
+    raise DoesNotFitError(f'{", ".join(wanted)} do not fit into {size[0]}x{size[1]} pixels')

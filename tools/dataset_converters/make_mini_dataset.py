@@ -1,8 +1,8 @@
 """Draws a miniature data set in the folder layout of Pascal VOC 2012, Cityscapes or CamVid.
 
-It stands in for the real one where that is missing: in tests, in a first run, in continuous integration. The scenes take
-some learning, and mmsegmentation's own dataset classes read them. The same seed gives the same bytes, as long as the
-versions of numpy, opencv and pillow are the same.
+It stands in for the real one where that is missing, in tests or in a first run. The scenes take
+some learning, and mmsegmentation's own dataset classes read them. The same seed gives the same
+bytes on the same machine, as long as the versions of numpy, opencv and pillow are the same.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from _common import CAMVID_PALETTE, ClassCount, format_table, full_palette, parse_size, save_image
-from _mini_scenes import CLASSES, LAYOUTS, draw_scene
+from _mini_scenes import CLASSES, LAYOUTS, DoesNotFitError, draw_scene
 from mmengine.utils import ProgressBar
 from PIL import Image
 
 MIN_SIDE = 64
 EPILOG = """what is written:
-  voc         JPEGImages, SegmentationClass, SegmentationClassAug, ImageSets/Segmentation/{train,aug,trainaug,val}.txt;
-              the first half of --train is listed in train.txt, the rest in aug.txt, all of it in trainaug.txt
+  voc         JPEGImages, SegmentationClass, SegmentationClassAug and the lists
+              ImageSets/Segmentation/{train,aug,trainaug,val}.txt: train.txt names the first half of
+              --train, aug.txt the rest (labels in SegmentationClassAug only), trainaug.txt both
   cityscapes  leftImg8bit/{train,val}/mini, gtFine/{train,val}/mini (labelTrainIds)
   camvid      img_dir/{train,val,test}, ann_dir/{train,val,test}
 """
@@ -143,7 +145,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--force',
         action='store_true',
-        help='write into a folder that is not empty: files of the same name are replaced, others stay',
+        help='write into a folder that is not empty: files of the same name are replaced, '
+        'others stay',
     )
     args = parser.parse_args()
     if args.test is not None and args.layout != 'camvid':
@@ -176,7 +179,11 @@ def main() -> None:
     counts = {'train': args.train, 'val': args.val}
     if args.layout == 'camvid':
         counts['test'] = args.test
-    classes = write_dataset(args.layout, args.out, counts, args.size, args.seed)
+    cv2.setNumThreads(1)  # the pictures are too small to share
+    try:
+        classes = write_dataset(args.layout, args.out, counts, args.size, args.seed)
+    except DoesNotFitError as error:
+        sys.exit(f'\nerror: {error}; give a larger or less elongated --size')
     print(format_table(classes))
     for split, count in classes.items():
         missing = [

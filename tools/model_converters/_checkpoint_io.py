@@ -71,10 +71,10 @@ def read_state_dict(path: Path) -> StateDict:
         else:
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # the readers raise whatever a damaged file makes them stumble on
-        reason = (
-            'it holds more than tensors' if isinstance(error, pickle.UnpicklingError) else error
-        )
-        fail(f'cannot read {path} as a .pth or .safetensors file of weights: {reason}')
+        reason = f'{type(error).__name__}: {error}'
+        if isinstance(error, pickle.UnpicklingError):
+            reason = 'it is damaged, or holds more than tensors, which is refused'
+        fail(f'cannot read {path} as a .pth or .safetensors file of weights; {reason}')
     for key in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -118,10 +118,10 @@ def read_images(paths: list[Path], mean: list[float], std: list[float]) -> Itera
     """Yield each image as a normalised batch of one, ``(1, 3, H, W)``."""
     shape = (1, 3, 1, 1)
     for path in paths:
-        image = mmcv.imread(path, channel_order='rgb')
+        image = mmcv.imread(path)
         if image is None:
             fail(f'--restore-bn: {path} is no readable image; remove or replace it')
-        x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        x = torch.from_numpy(mmcv.bgr2rgb(image)).permute(2, 0, 1)[None].float()
         yield (x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
 

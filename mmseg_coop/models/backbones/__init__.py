@@ -1,5 +1,6 @@
 """Backbones."""
 
 from .coop_backbone import CoopBackbone
+from .xception import Xception
 
-__all__ = ['CoopBackbone']
+__all__ = ['CoopBackbone', 'Xception']

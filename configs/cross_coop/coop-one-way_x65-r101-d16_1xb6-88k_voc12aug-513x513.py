@@ -1,0 +1,3 @@
+# The conventional method: feature maps go from the top network to the bottom one only.
+_base_ = './cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
+model = dict(decode_head=dict(topology='one_way'), test_cfg=dict(output='bottom'))

@@ -1,0 +1,12 @@
+# The paper's method; its figures are those of the top network.
+_base_ = [
+    '../_base_/models/cross-coop_x65-r101-d16.py',
+    '../_base_/datasets/cityscapes_768x768.py',
+    '../_base_/schedules/schedule_99k.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=(768, 768)),
+    decode_head=dict(num_classes=19),
+    test_cfg=dict(output='top'),
+)

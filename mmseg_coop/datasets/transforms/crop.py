@@ -1,0 +1,33 @@
+"""Centre crop for evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.transforms import CenterCrop
+from mmseg.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class EvalCenterCrop(CenterCrop):
+    """Crop the centre of image and label and evaluate on the crop.
+
+    mmseg resizes predictions to ``ori_shape``, which mmcv's ``CenterCrop`` leaves at the size of
+    the file, so that prediction and cropped label no longer match. Here it follows the crop. Put it
+    behind the loading of the label and the resizing: both are cropped alike.
+
+    Its arguments are those of mmcv's ``CenterCrop``; ``crop_size`` is ``(width, height)``.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Crop.
+
+        Args:
+            results: With ``img``, ``(H, W, 3)``, and ``gt_seg_map``, ``(H, W)``.
+
+        Returns:
+            The same, cropped, with ``img_shape``, ``pad_shape`` and ``ori_shape`` of the crop.
+        """
+        results = super().transform(results)
+        results['ori_shape'] = results['img'].shape[:2]
+        return results

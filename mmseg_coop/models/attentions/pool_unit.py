@@ -1,0 +1,159 @@
+"""Pyramid pooling into a fixed number of anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ._common import at_least_float32, check_choice, check_positive, without_autocast
+
+
+@MODELS.register_module()
+class PoolUnit(nn.Module):
+    """Pools a map adaptively to an ``n x n`` grid for every size ``n`` and lines up all grid cells.
+
+    The Pool Unit of `DPANet <https://arxiv.org/abs/2210.05437>`_ (section 3.2, figure 3). It has no
+    parameters. It equals ``torch.nn.functional.adaptive_avg_pool2d`` or ``adaptive_max_pool2d`` at
+    each size, also where sizes do not divide the map or exceed it, when cells overlap.
+
+    Averaging is linear and works on rows and columns separately: one matrix product pools the rows
+    for all sizes at once, a small one a size pools the columns. This is faster than a pass over the
+    map for every size, and unlike adaptive pooling it can be exported to ONNX at any map size.
+
+    Args:
+        sizes: Sides n of the grids, e.g. ``(1, 4, 8, 10, 12)``.
+        pooling: ``'avg'`` or ``'max'`` of each cell; the paper does not say. Defaults to ``'avg'``.
+
+    Raises:
+        ValueError: Empty or non-positive sizes, or unknown pooling.
+
+    Example:
+        >>> import torch
+        >>> pool = PoolUnit(sizes=(1, 4, 8, 10, 12))
+        >>> pool(torch.rand(2, 16, 24, 31)).shape
+        torch.Size([2, 16, 325])
+    """
+
+    bin_index: Tensor
+    bin_count: Tensor
+
+    def __init__(self, *, sizes: Sequence[int], pooling: str = 'avg') -> None:
+        super().__init__()
+        check_sizes('sizes', sizes)
+        check_choice('pooling', pooling, ('avg', 'max'))
+        self.sizes = list(sizes)
+        self.pooling = pooling
+        # The bins of one axis for all sizes, one below the other: bin i of n.
+        bins = torch.tensor([(i, n) for n in sizes for i in range(n)])
+        self.register_buffer('bin_index', bins[:, :1], persistent=False)
+        self.register_buffer('bin_count', bins[:, 1:], persistent=False)
+
+    @property
+    def num_anchors(self) -> int:
+        """The number T of grid cells (equation 7)."""
+        return sum(n * n for n in self.sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool.
+
+        Half-precision maps are pooled in float32.
+
+        Args:
+            x: Map, ``(N, C, H, W)``.
+
+        Returns:
+            Anchors, ``(N, C, T)`` in the type of ``x``: the grids in the order of ``sizes``, each
+            row by row.
+        """
+        with without_autocast(x.device.type):
+            features = at_least_float32(x)
+            if self.pooling == 'avg':
+                anchors = self._average(features)
+            elif torch.onnx.is_in_onnx_export():
+                anchors = self._gathered_maximum(features)
+            else:
+                grids = [F.adaptive_max_pool2d(features, n).flatten(2) for n in self.sizes]
+                anchors = torch.cat(grids, dim=2)
+            return anchors.to(x.dtype)
+
+    def _average(self, x: Tensor) -> Tensor:
+        rows, columns = self._weights(x.shape[2], x.dtype), self._weights(x.shape[3], x.dtype)
+        channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        if channels_last:  # whole pixels are pooled at once; anything else would copy the map
+            pixels = x.permute(0, 2, 3, 1)
+            stripes = torch.matmul(rows, pixels.flatten(2)).unflatten(2, (-1, x.shape[1]))
+            grids = [
+                torch.matmul(c, s).flatten(1, 2).transpose(1, 2)
+                for s, c in zip(
+                    stripes.split(self.sizes, dim=1), columns.split(self.sizes), strict=True
+                )
+            ]
+        else:
+            stripes = torch.matmul(rows, x)
+            grids = [
+                torch.matmul(s, c.transpose(0, 1)).flatten(2)
+                for s, c in zip(
+                    stripes.split(self.sizes, dim=2), columns.split(self.sizes), strict=True
+                )
+            ]
+        return torch.cat(grids, dim=2)
+
+    def _gathered_maximum(self, x: Tensor) -> Tensor:
+        """Pool without an operator for adaptive pooling, which ONNX lacks; its gradient is slow."""
+        rows, columns = self._bins(x.shape[2]), self._bins(x.shape[3])
+        grids = []
+        for n, *bounds in zip(
+            self.sizes, *(b.split(self.sizes) for b in (*rows, *columns)), strict=True
+        ):
+            grid = x
+            for dim, start, end in ((2, *bounds[:2]), (3, *bounds[2:])):
+                # No bin is longer than this; the last entries of shorter ones repeat.
+                steps = torch.arange((x.shape[dim] + n - 1) // n + 1, device=x.device)
+                index = torch.minimum(start + steps, end - 1)
+                grid = grid.index_select(dim, index.flatten()).unflatten(dim, (n, -1)).amax(dim + 1)
+            grids.append(grid.flatten(2))
+        return torch.cat(grids, dim=2)
+
+    def _weights(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Averages over the bins of an axis, ``(number of bins, length)``."""
+        # Built anew in every call: kept tensors would tie a trace to its map size, and eight small
+        # operations are nothing beside the products.
+        start, end = self._bins(length)
+        position = torch.arange(length, device=start.device)
+        inside = (position >= start) & (position < end)
+        return inside.to(dtype) / (end - start).to(dtype)
+
+    def _bins(self, length: int) -> tuple[Tensor, Tensor]:
+        """First position of every bin of an axis and the one behind its last, ``(bins, 1)`` each.
+
+        Bin i of n reaches from ``floor(i * length / n)`` to ``ceil((i + 1) * length / n)``.
+        """
+        start = self.bin_index * length // self.bin_count
+        end = ((self.bin_index + 1) * length + self.bin_count - 1) // self.bin_count
+        return start, end
+
+    def extra_repr(self) -> str:
+        """Show the arguments."""
+        return f'sizes={self.sizes}, pooling={self.pooling!r}'
+
+
+def check_sizes(name: str, sizes: object) -> None:
+    """Check the sides of the grids.
+
+    Args:
+        name: Name of the argument, for the message.
+        sizes: Its value.
+
+    Raises:
+        ValueError: It is not a sequence of positive integers, or an empty one.
+    """
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
+        raise ValueError(
+            f'{name}={sizes!r} holds no pool sizes; give at least one, such as (1, 4, 8, 10, 12).'
+        )
+    for size in sizes:
+        check_positive(f'{name}={sizes!r}: pool size', size)

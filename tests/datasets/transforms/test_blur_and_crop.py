@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mmcv.transforms import Compose
+from mmseg.registry import TRANSFORMS
+
+from mmseg_coop.datasets import EvalCenterCrop, RandomGaussianBlur
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+
+def test_blur_spreads_a_point_by_sigma():
+    point = np.zeros((41, 41, 3), np.float32)
+    point[20, 20] = 1
+    blurred = RandomGaussianBlur(prob=1, sigma_range=(2, 2)).transform(dict(img=point))['img']
+    weights = blurred[..., 0]
+    x = np.arange(41) - 20
+    assert weights.sum() == pytest.approx(1, abs=1e-3)
+    assert np.sqrt((weights.sum(0) * x**2).sum()) == pytest.approx(2, rel=0.05)
+
+
+def test_blur_leaves_labels_and_other_images_alone(image):
+    label = np.zeros((60, 80), np.uint8)
+    never = RandomGaussianBlur(prob=0).transform(dict(img=image.copy(), gt_seg_map=label))
+    assert np.array_equal(never['img'], image)
+    always = RandomGaussianBlur(prob=1, sigma_range=(1, 1)).transform(
+        dict(img=image.copy(), gt_seg_map=label)
+    )
+    assert not np.array_equal(always['img'], image)
+    assert always['gt_seg_map'] is label
+
+
+def test_blur_happens_as_often_as_asked(image):
+    transform = RandomGaussianBlur(prob=0.3)
+    changed = [
+        not np.array_equal(transform.transform(dict(img=image.copy()))['img'], image)
+        for _ in range(300)
+    ]
+    # a fifth of the drawn kernels, those below sigma 0.2 or so, change no pixel
+    assert 0.15 < np.mean(changed) < 0.4
+
+
+@pytest.mark.parametrize(
+    'kwargs', [dict(prob=1.5), dict(sigma_range=(2, 1)), dict(sigma_range=1 * (0.5,))]
+)
+def test_blur_refuses_wrong_arguments(kwargs):
+    with pytest.raises(ValueError, match=f'{next(iter(kwargs))}='):
+        RandomGaussianBlur(**kwargs)
+
+
+def test_crop_takes_the_centre_and_moves_ori_shape(image):
+    label = np.arange(60 * 80).reshape(60, 80)
+    results = dict(img=image, gt_seg_map=label, ori_shape=(120, 160), img_shape=(60, 80))
+    cropped = EvalCenterCrop(crop_size=(40, 20)).transform(results)  # (width, height)
+    assert np.array_equal(cropped['img'], image[20:40, 20:60])
+    assert np.array_equal(cropped['gt_seg_map'], label[20:40, 20:60])
+    assert cropped['ori_shape'] == cropped['img_shape'] == (20, 40)
+
+
+def test_the_papers_validation_crop_through_a_pipeline(image, tmp_path):
+    import mmcv
+
+    file = tmp_path / 'image.png'
+    label_file = tmp_path / 'label.png'
+    mmcv.imwrite(image, str(file))
+    mmcv.imwrite(np.full((60, 80), 3, np.uint8), str(label_file))
+    pipeline = Compose(
+        [
+            TRANSFORMS.build(step)
+            for step in (
+                dict(type='LoadSegImage'),
+                dict(type='LoadSegAnnotations', num_classes=4),
+                dict(type='Resize', scale=(4 * 33, 33), keep_ratio=True),
+                dict(type='EvalCenterCrop', crop_size=(33, 33)),
+                dict(type='PackSegInputs'),
+            )
+        ]
+    )
+    results = pipeline(
+        dict(
+            img_path=str(file), seg_map_path=str(label_file), reduce_zero_label=False,
+            label_map=None, seg_fields=[],
+        )
+    )  # fmt: skip
+    assert results['inputs'].shape == (3, 33, 33)
+    assert results['data_samples'].gt_sem_seg.shape == (33, 33)
+    assert results['data_samples'].ori_shape == (33, 33)

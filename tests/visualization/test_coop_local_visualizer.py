@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+from mmseg_coop.visualization import CoopLocalVisualizer
+
+CLASSES = ['road', 'car', 'tree']
+PALETTE = [[250, 0, 0], [0, 250, 0], [0, 0, 250]]
+
+
+@pytest.fixture
+def visualizer(tmp_path):
+    visualizer = CoopLocalVisualizer(vis_backends=[dict(type='LocalVisBackend')], save_dir=tmp_path)
+    visualizer.dataset_meta = dict(classes=CLASSES, palette=PALETTE)
+    visualizer.alpha = 1.0
+    return visualizer
+
+
+def make_sample(names=('top', 'bottom', 'ensemble'), size=(240, 100)):
+    sample = SegDataSample()
+    label = torch.zeros(1, *size, dtype=torch.long)
+    label[:, :10] = 255
+    sample.gt_sem_seg = PixelData(data=label)
+    maps = {name: torch.full((1, *size), index) for index, name in enumerate(names)}
+    sample.pred_sem_seg = PixelData(data=maps[names[0]])
+    if len(names) > 1:
+        sample.pred_outputs = PixelData(**maps)
+        sample.set_metainfo(dict(output='top', output_names=names))
+    return sample
+
+
+def panels(picture, count, width=100, bar=22, gap=4):
+    """The panels of a row, without their titles."""
+    return [
+        picture[bar : bar + 240, i * (width + gap) : i * (width + gap) + width]
+        for i in range(count)
+    ]
+
+
+def test_input_truth_and_all_outputs_stand_side_by_side(visualizer, tmp_path):
+    image = np.full((240, 100, 3), 77, np.uint8)
+    file = tmp_path / 'picture.png'
+    visualizer.add_datasample('picture', image, make_sample(), out_file=str(file))
+    picture = mmcv.imread(str(file), channel_order='rgb')
+    given, truth, top, bottom, ensemble = panels(picture, 5)
+    assert (given == 77).all()
+    assert (truth[:10] == 0).all()  # ignored pixels
+    assert (truth[10:] == PALETTE[0]).all()
+    for panel, color in zip((top, bottom, ensemble), PALETTE, strict=True):
+        assert (panel == color).all()
+    legend = picture[262:].reshape(-1, 3)
+    for color in PALETTE:
+        assert (legend == color).all(axis=1).any()
+
+
+def test_a_plain_model_shows_its_prediction(visualizer, tmp_path):
+    file = tmp_path / 'picture.png'
+    image = np.zeros((240, 100, 3), np.uint8)
+    visualizer.add_datasample('picture', image, make_sample(names=('top',)), out_file=str(file))
+    picture = mmcv.imread(str(file), channel_order='rgb')
+    assert picture.shape[1] == 3 * 100 + 2 * 4
+    assert (panels(picture, 3)[2] == PALETTE[0]).all()
+
+
+def test_small_images_are_enlarged_and_other_sizes_fitted(visualizer):
+    image = np.zeros((60, 25, 3), np.uint8)
+    visualizer.add_datasample('picture', image, make_sample(size=(30, 25)))
+    picture = visualizer.get_image()
+    assert picture.shape[1] == 5 * 100 + 4 * 4
+
+
+def test_the_picture_reaches_the_backend(visualizer, tmp_path):
+    visualizer.add_datasample('picture', np.zeros((240, 100, 3), np.uint8), make_sample(), step=3)
+    assert [p.name for p in tmp_path.rglob('picture_3.png')] == ['picture_3.png']
