@@ -5,9 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
 
-import mmseg_coop  # noqa: F401  # registers
+from mmseg_coop.visualization import CoopLocalVisualizer
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,8 @@ def _clean_start():
     torch.manual_seed(0)
     init_default_scope('mmseg')
     yield
-    DefaultScope._instance_dict.clear()
+    for manager in (DefaultScope, MMLogger, CoopLocalVisualizer):
+        manager._instance_dict.clear()  # what a runner of the test has left behind
 
 
 #: Tiny backbones that end in different channels.

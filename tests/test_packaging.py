@@ -128,12 +128,15 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp('camvid')
     rng = np.random.default_rng(0)
     for split in ('train', 'val'):
-        for kind, depth in (('img_dir', 256), ('ann_dir', 11)):
-            (root / kind / split).mkdir(parents=True)
-            for name in ('a', 'b'):
-                shape = (180, 240, 3) if kind == 'img_dir' else (180, 240)
-                image = rng.integers(depth, size=shape, dtype=np.uint8)
-                cv2.imwrite(str(root / kind / split / f'{name}.png'), image)
+        for name in ('a', 'b'):
+            image = rng.integers(256, size=(180, 240, 3), dtype=np.uint8)
+            labels = rng.integers(11, size=(180, 240), dtype=np.uint8)
+            for path, pixels in (
+                (f'img_dir/{split}/{name}.jpg', image),
+                (f'ann_dir/{split}/{name}.png', labels),
+            ):
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(root / path), pixels)
     return root
 
 

@@ -13,6 +13,7 @@ from mmseg_coop.utils import (
     add_run_arguments,
     check_data,
     export_local_rank,
+    forget_pretrained,
     init_cpu_process_group,
     load_config,
     short_errors,
@@ -69,7 +70,7 @@ def prepare(args: argparse.Namespace) -> Config:
         raise FileNotFoundError(f'checkpoint {args.checkpoint!r} does not exist.')
     cfg.load_from = args.checkpoint
     # The checkpoint brings all weights: pretrained ones need not be there.
-    _forget_pretrained(cfg.model)
+    forget_pretrained(cfg.model)
     check_data(cfg, splits=('test',))
     if args.output not in (None, 'all'):
         cfg.model.setdefault('test_cfg', {})['output'] = args.output
@@ -88,16 +89,6 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
     return cfg
-
-
-def _forget_pretrained(model: dict) -> None:
-    """Drop every ``init_cfg`` that loads a file, in place."""
-    init_cfg = model.get('init_cfg')
-    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-        model['init_cfg'] = None
-    for value in model.values():
-        if isinstance(value, dict):
-            _forget_pretrained(value)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import argparse
 import os.path as osp
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
@@ -62,6 +63,11 @@ def prepare(args: argparse.Namespace) -> Config:
         if args.resume != 'auto' and not osp.isfile(args.resume):
             raise FileNotFoundError(f'--resume: checkpoint {args.resume!r} does not exist.')
     if args.amp:
+        if get_device() == 'cpu':
+            raise ValueError(
+                '--amp needs an accelerator: mmengine has no mixed precision on the CPU. Leave it '
+                'out.'
+            )
         wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
         if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise ValueError(

@@ -1,19 +1,25 @@
-"""Models: backbones, cooperation, decode heads and segmentors."""
+"""Models: backbones, attentions, cooperation, decode heads and segmentors."""
 
+from .attentions import ChannelPoolAttention, PoolUnit, SpatialPoolAttention
 from .backbones import CoopBackbone, Xception
 from .cooperation import ConcatFusion, Cooperation, CooperativePaths, GatedFusion, SumFusion
-from .decode_heads import CrossCoopASPPHead
+from .decode_heads import CrossCoopASPPHead, CrossCoopDPAHead, DPAHead
 from .segmentors import CoopTTAModel, CrossCoopEncoderDecoder
 
 __all__ = [
+    'ChannelPoolAttention',
     'ConcatFusion',
     'CoopBackbone',
     'CoopTTAModel',
     'Cooperation',
     'CooperativePaths',
     'CrossCoopASPPHead',
+    'CrossCoopDPAHead',
     'CrossCoopEncoderDecoder',
+    'DPAHead',
     'GatedFusion',
+    'PoolUnit',
+    'SpatialPoolAttention',
     'SumFusion',
     'Xception',
 ]

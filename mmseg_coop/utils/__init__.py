@@ -1,7 +1,7 @@
 """Utilities of the tools."""
 
 from .cli import add_run_arguments, export_local_rank, short_errors
-from .config import load_config
+from .config import forget_pretrained, load_config
 from .data_check import check_data
 from .launch import init_cpu_process_group
 
@@ -9,6 +9,7 @@ __all__ = [
     'add_run_arguments',
     'check_data',
     'export_local_rank',
+    'forget_pretrained',
     'init_cpu_process_group',
     'load_config',
     'short_errors',

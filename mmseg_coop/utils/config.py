@@ -41,3 +41,21 @@ def load_config(
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('work_dirs', Path(path).stem)
     return cfg
+
+
+def forget_pretrained(model: dict[str, Any]) -> None:
+    """Make a model config load no pretrained weights, in place.
+
+    For tools that bring all weights with a checkpoint, or need none.
+
+    Args:
+        model: Config of a model.
+    """
+    init_cfg = model.get('init_cfg')
+    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        model['init_cfg'] = None
+    if model.get('pretrained'):  # older backbones of mmseg, and TIMMBackbone
+        model['pretrained'] = False if model['pretrained'] is True else None
+    for value in model.values():
+        if isinstance(value, dict):
+            forget_pretrained(value)

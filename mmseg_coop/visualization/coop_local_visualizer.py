@@ -59,8 +59,11 @@ class CoopLocalVisualizer(SegLocalVisualizer):
             with_labels: Whether to add the legend. Defaults to True.
             with_image: Whether to add the input. Defaults to True.
         """
-        panels = {'input': image} if with_image or data_sample is None else {}
-        for title, label_map in self._label_maps(data_sample, draw_gt, draw_pred).items():
+        maps = self._label_maps(data_sample, draw_gt, draw_pred)
+        panels = {}
+        if with_image or not maps:
+            panels['input'] = _fit_centre(image, next(iter(maps.values()), image[..., 0]).shape)
+        for title, label_map in maps.items():
             panels[title] = self._overlay(image, label_map)
         picture = _side_by_side(panels)
         if with_labels and data_sample is not None:
@@ -96,8 +99,7 @@ class CoopLocalVisualizer(SegLocalVisualizer):
         colors = np.zeros((256, 3), np.uint8)
         palette = self.dataset_meta['palette']
         colors[: len(palette)] = palette
-        if image.shape[:2] != label_map.shape:  # e.g. a centre crop was evaluated
-            image = cv2.resize(image, label_map.shape[::-1])
+        image = _fit_centre(image, label_map.shape)
         blend = image * (1 - self.alpha) + colors[label_map.astype(np.uint8)] * self.alpha
         return blend.astype(np.uint8)
 
@@ -113,6 +115,22 @@ class CoopLocalVisualizer(SegLocalVisualizer):
             cv2.rectangle(legend, (x, y), (x + 22, y + 14), [int(c) for c in color], -1)
             cv2.putText(legend, name, (x + 28, y + 12), _FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
         return legend
+
+
+def _fit_centre(image: np.ndarray[Any, Any], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Bring an image to the size ``(H, W)`` of its label maps.
+
+    They differ where the centre crop was evaluated: the centre of the image with their aspect ratio
+    is what they show.
+    """
+    height, width = image.shape[:2]
+    if (height, width) == size:
+        return image
+    scale = max(size[0] / height, size[1] / width)
+    crop = (min(width, round(size[1] / scale)), min(height, round(size[0] / scale)))
+    left, top = (width - crop[0]) // 2, (height - crop[1]) // 2
+    centre = image[top : top + crop[1], left : left + crop[0]]
+    return cv2.resize(centre, (size[1], size[0]))
 
 
 def _side_by_side(panels: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

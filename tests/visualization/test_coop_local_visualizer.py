@@ -69,7 +69,7 @@ def test_a_plain_model_shows_its_prediction(visualizer, tmp_path):
 
 def test_small_images_are_enlarged_and_other_sizes_fitted(visualizer):
     image = np.zeros((60, 25, 3), np.uint8)
-    visualizer.add_datasample('picture', image, make_sample(size=(30, 25)))
+    visualizer.add_datasample('picture', image, make_sample(size=(120, 50)))
     picture = visualizer.get_image()
     assert picture.shape[1] == 5 * 100 + 4 * 4
 
@@ -77,3 +77,11 @@ def test_small_images_are_enlarged_and_other_sizes_fitted(visualizer):
 def test_the_picture_reaches_the_backend(visualizer, tmp_path):
     visualizer.add_datasample('picture', np.zeros((240, 100, 3), np.uint8), make_sample(), step=3)
     assert [p.name for p in tmp_path.rglob('picture_3.png')] == ['picture_3.png']
+
+
+def test_an_evaluated_centre_crop_shows_the_centre_of_the_image(visualizer):
+    image = np.zeros((240, 400, 3), np.uint8)
+    image[:, 80:320] = 99  # what the centre crop holds
+    visualizer.add_datasample('picture', image, make_sample(size=(300, 300)))
+    panel = visualizer.get_image()[22 : 22 + 300, :300]
+    assert (panel == 99).all()

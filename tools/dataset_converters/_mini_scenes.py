@@ -186,7 +186,7 @@ STREET_LOOKS: dict[str, Look] = {
     'building': Look('#b5704f', '#2e3844', 'panes'),
     'wall': Look('#8f8a6a', '#5c5840', 'bricks'),
     'fence': Look('#e6cf9a', '#6d4f2c', 'stripes'),
-    'pole': Look('#e9e4c0', '#d4cfa8', 'plain'),
+    'pole': Look('#ffffff', '#101010', 'bands'),
     'traffic light': Look('#14161a', '#ffb020', 'dots'),
     'traffic sign': Look('#1557e0', '#ffffff', 'rings'),
     'vegetation': Look('#2a6e2d', '#5f9c3a', 'blotches'),
@@ -307,6 +307,7 @@ def smooth_noise(rng: np.random.Generator, size: tuple[int, int], cell: float) -
 PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     'plain': lambda u, v: np.zeros_like(u),
     'stripes': lambda u, v: u % 1 < 0.5,
+    'bands': lambda u, v: v % 1 < 0.5,
     'waves': lambda u, v: (v + 0.3 * np.sin(np.pi * u)) % 1 < 0.45,
     'checks': lambda u, v: (u % 1 < 0.5) ^ (v % 1 < 0.5),
     'dots': lambda u, v: np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.3,
@@ -653,7 +654,7 @@ DECKS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 STREET_STUFF = ('sky', 'building', 'vegetation', 'road', 'sidewalk', 'terrain')
 MIN_SHARE = 0.004  # of a picture, that everything a scene is asked for has to cover
-MAX_ATTEMPTS = 100
+MAX_ATTEMPTS = 50
 
 
 class DoesNotFitError(ValueError):

@@ -228,6 +228,8 @@ def main() -> None:
         counts = convert(frames, args.size)
     except ValueError as error:
         sys.exit(f'\nerror: {error}')
+    except OSError as error:
+        sys.exit(f'\nerror: cannot write to --out {args.out} ({error}); name another folder')
     except KeyboardInterrupt:
         sys.exit('\ninterrupted; the same command goes on from here')
     print(format_table(counts))

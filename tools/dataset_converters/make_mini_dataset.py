@@ -122,6 +122,15 @@ def write_dataset(
     return classes
 
 
+def count_strangers(layout: str, out: Path, counts: dict[str, int]) -> int:
+    """Counts the files beside the written ones, which the dataset classes would read along."""
+    todo = list(SAMPLES[layout](counts))
+    written = {out / path for sample in todo for path in (sample.image, *sample.labels)}
+    return sum(
+        path not in written for folder in {p.parent for p in written} for path in folder.iterdir()
+    )
+
+
 def parse_args() -> argparse.Namespace:
     """Reads and checks the command line."""
     parser = argparse.ArgumentParser(
@@ -184,6 +193,10 @@ def main() -> None:
         classes = write_dataset(args.layout, args.out, counts, args.size, args.seed)
     except DoesNotFitError as error:
         sys.exit(f'\nerror: {error}; give a larger or less elongated --size')
+    except OSError as error:
+        sys.exit(f'\nerror: cannot write to --out {args.out} ({error}); name another folder')
+    except KeyboardInterrupt:
+        sys.exit(f'\ninterrupted; {args.out} is incomplete, delete it or run again with --force')
     print(format_table(classes))
     for split, count in classes.items():
         missing = [
@@ -191,6 +204,8 @@ def main() -> None:
         ]
         if missing:
             print(f'note: {split} is too small to show {", ".join(missing)}')
+    if strangers := count_strangers(args.layout, args.out, counts):
+        print(f'note: {strangers} other files were there before and may be read along')
     print(f'wrote {" + ".join(f"{n} {split}" for split, n in counts.items())} images to {args.out}')
 
 

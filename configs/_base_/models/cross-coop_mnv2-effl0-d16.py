@@ -25,7 +25,8 @@ model = dict(
             ),
             bottom=dict(
                 type='TIMMBackbone',
-                model_name='efficientnet_lite0',
+                # The weights were trained with TensorFlow's padding.
+                model_name='tf_efficientnet_lite0',
                 features_only=True,
                 pretrained=False,
                 output_stride=16,

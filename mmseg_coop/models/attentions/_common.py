@@ -27,7 +27,7 @@ def without_autocast(device_type: str) -> AbstractContextManager[None]:
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32, or as it is where it is already that precise."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -82,24 +82,18 @@ class PoolUnit(nn.Module):
 
     def _average(self, x: Tensor) -> Tensor:
         rows, columns = self._weights(x.shape[2], x.dtype), self._weights(x.shape[3], x.dtype)
-        channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        if channels_last:  # whole pixels are pooled at once; anything else would copy the map
+        if x.stride(3) != 1 and x.stride(1) == 1:
+            # channels_last: pixels with all their channels are summed; the other way would copy
             pixels = x.permute(0, 2, 3, 1)
             stripes = torch.matmul(rows, pixels.flatten(2)).unflatten(2, (-1, x.shape[1]))
-            grids = [
-                torch.matmul(c, s).flatten(1, 2).transpose(1, 2)
-                for s, c in zip(
-                    stripes.split(self.sizes, dim=1), columns.split(self.sizes), strict=True
-                )
-            ]
-        else:
-            stripes = torch.matmul(rows, x)
-            grids = [
-                torch.matmul(s, c.transpose(0, 1)).flatten(2)
-                for s, c in zip(
-                    stripes.split(self.sizes, dim=2), columns.split(self.sizes), strict=True
-                )
-            ]
+            levels = zip(columns.split(self.sizes), stripes.split(self.sizes, dim=1))  # noqa: B905
+            grids = [torch.matmul(column, stripe).flatten(1, 2) for column, stripe in levels]
+            return torch.cat(grids, dim=1).transpose(1, 2)
+        stripes = torch.matmul(rows, x)
+        columns = columns.transpose(0, 1)
+        # torch.compile of torch 2.1 knows no zip(strict=True)
+        levels = zip(stripes.split(self.sizes, dim=2), columns.split(self.sizes, dim=1))  # noqa: B905
+        grids = [torch.matmul(stripe, column).flatten(2) for stripe, column in levels]
         return torch.cat(grids, dim=2)
 
     def _gathered_maximum(self, x: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ class SpatialPoolAttention(nn.Module):
     the T values instead of the N results; and the sum with X is part of the last product. A maximum
     is not linear: with ``pooling='max'`` keys and values are projected first, then pooled.
 
-    Energies, softmax and weighted sum are in float32 (float64 for such a map) under autocast and
-    for half-precision maps as well.
+    All of it is in float32 (float64 for such a map) under autocast and for half-precision maps as
+    well, for energies and gradients of large maps are beyond the range of float16.
 
     Args:
         in_channels: Channels C of the map.
@@ -126,30 +126,35 @@ class SpatialPoolAttention(nn.Module):
             ValueError: The map does not have ``in_channels`` channels.
         """
         check_channels('SpatialPoolAttention', x, self.in_channels)
-        features = at_least_float32(x)
-        query, keys, values = self._project(x, features)
         with without_autocast(x.device.type):
+            features = at_least_float32(x)
+            query, keys, values = self._project(features)
             # (N, T, H * W), the paper's M: on the CPU faster than its transpose.
             energy = torch.bmm((self.energy_scale * keys).transpose(1, 2), query.flatten(2))
             out = torch.baddbmm(features.flatten(2), self.scale * values, energy.softmax(dim=1))
             return out.view_as(x).to(x.dtype)
 
-    def _project(self, x: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of the map ``x``, which is ``features`` in float32."""
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(N, C_q, H, W)``, keys ``(N, C_q, T)`` and values ``(N, C, T)``."""
         if self.query is None or self.key is None or self.value is None:
-            return features, *self._pool(features, features)
-        if self.pool_keys.pooling == 'avg':
-            keys, values = (
-                pooled.to(x.dtype).unsqueeze(3) for pooled in self._pool(features, features)
-            )
-            projected = self.query(x), self.key(keys).squeeze(3), self.value(values).squeeze(3)
-        else:
-            projected = self.query(x), *self._pool(self.key(x), self.value(x))
-        query, keys, values = map(at_least_float32, projected)
-        return query, keys, values
+            return x, *self._pool(x)
+        query = _convolve(self.query, x)
+        if self.pool_keys.pooling == 'max':
+            keys = self.pool_keys(_convolve(self.key, x))
+            return query, keys, self.pool_values(_convolve(self.value, x))
+        keys, values = (anchors.unsqueeze(3) for anchors in self._pool(x))
+        return (
+            query,
+            _convolve(self.key, keys).squeeze(3),
+            _convolve(self.value, values).squeeze(3),
+        )
 
-    def _pool(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.pool_keys(keys)
-        if keys is values and self.pool_values.sizes == self.pool_keys.sizes:
-            return pooled, pooled
-        return pooled, self.pool_values(values)
+    def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        keys = self.pool_keys(x)
+        same = self.pool_values.sizes == self.pool_keys.sizes
+        return keys, keys if same else self.pool_values(x)
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolve in the precision of the weights, but return what is precise enough for a product."""
+    return at_least_float32(conv(x.to(conv.weight.dtype)))

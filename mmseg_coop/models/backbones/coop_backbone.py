@@ -70,7 +70,7 @@ class CoopBackbone(BaseModule):
         ...         top=dict(type='ResNetV1c', depth=18, num_stages=4),
         ...         bottom=dict(type='MobileNetV2', out_indices=(1, 6)),
         ...     )
-        ... )
+        ... ).eval()
         >>> pyramids = backbone(torch.rand(1, 3, 32, 32))
         >>> [tuple(level.shape) for level in pyramids['bottom']]
         [(1, 24, 8, 8), (1, 320, 4, 4)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
@@ -16,31 +17,63 @@ from ..attentions._common import check_choice
 from ..cooperation import Steps
 from .coop_head import SteppedDecodeHead
 
-#: The outputs, each with a classifier and a loss: both branches together, and either alone.
+#: The outputs, each with a classifier and a loss: both branches together, then either alone.
 OUTPUTS = ('fused', 'spa', 'cpa')
+
+
+class AttentionBranch(BaseModule):
+    """An attention between two 3x3 convolutions, and a classifier for the branch alone.
+
+    Args:
+        in_channels: Channels of the backbone's output.
+        channels: Channels of the branch's output.
+        attention: The attention, of ``in_channels`` or, if a convolution comes first, ``channels``.
+        convolve_first: Whether a convolution comes before the attention.
+        num_outputs: Channels of the branch's classifier, 0 for none.
+        **kwargs: ``conv_cfg``, ``norm_cfg`` and ``act_cfg`` of the convolutions.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        attention: SpatialPoolAttention | ChannelPoolAttention,
+        convolve_first: bool,
+        num_outputs: int,
+        **kwargs: Any,
+    ) -> None:
+        classifier = dict(type='Normal', std=0.01, override=dict(name='conv_seg'))
+        super().__init__(classifier if num_outputs else None)
+        self.conv_in = None
+        if convolve_first:
+            self.conv_in = ConvModule(in_channels, channels, 3, padding=1, **kwargs)
+        self.attention = attention
+        self.conv_out = ConvModule(attention.in_channels, channels, 3, padding=1, **kwargs)
+        self.conv_seg = nn.Conv2d(channels, num_outputs, 1) if num_outputs else None
 
 
 @MODELS.register_module()
 class DPAHead(SteppedDecodeHead):
     """Decode head of `DPANet <https://arxiv.org/abs/2210.05437>`_ (figure 2).
 
-    Two branches, :class:`SpatialPoolAttention` and :class:`ChannelPoolAttention`, each between two
-    3x3 convolutions as in DANet, are joined and classified. Every branch has a classifier of its
-    own for the "multi-loss on the final outputs" (section 4.1.2). The branches' classifiers run in
-    training mode only.
+    Two branches, a :class:`SpatialPoolAttention` and a :class:`ChannelPoolAttention`, each between
+    two 3x3 convolutions as in DANet, are joined and classified. For the "multi-loss on the final
+    outputs" (section 4.1.2) each branch has a classifier of its own as well, which runs in training
+    mode only.
 
     Networks cooperate at the sites ``backbone`` (the head's input), ``attention_input`` (after the
-    first convolution of each branch), ``attention`` (after each attention) and ``attention_output``
-    (after the second convolution of each branch), the spatial branch before the channel branch.
+    first convolution), ``attention`` and ``attention_output`` (after the second convolution), the
+    last three once a branch, the spatial branch first.
 
     Args:
         in_channels: Channels of the backbone's output.
         channels: Channels of each branch. Defaults to 512.
-        attention_width: ``'reduced'``: the first convolution reduces ``in_channels`` to
-            ``channels``. ``'backbone'``: there is none, and the attentions work on the backbone's
-            output itself, at the width of table 1. Defaults to ``'reduced'``.
-        fusion: How the branches are joined: ``'concat'``, as the caption of figure 2 says, or
-            ``'sum'``, as in DANet. Defaults to ``'concat'``.
+        attention_width: ``'reduced'``: a first convolution reduces ``in_channels`` to ``channels``.
+            ``'backbone'``: there is none, and the attentions work on the backbone's output itself,
+            at the width of table 1. Defaults to ``'reduced'``.
+        branch_fusion: How the branches are joined: ``'concat'``, as the caption of figure 2 says,
+            or ``'sum'``, as in DANet. Defaults to ``'concat'``.
         key_sizes: See :class:`SpatialPoolAttention`. Defaults to (1, 4, 8, 10, 12).
         value_sizes: See :class:`SpatialPoolAttention`. Defaults to (1, 5, 7, 9, 13).
         qkv: See :class:`SpatialPoolAttention`. Defaults to ``'identity'``.
@@ -48,19 +81,15 @@ class DPAHead(SteppedDecodeHead):
         pooling: See :class:`SpatialPoolAttention`. Defaults to ``'avg'``.
         scaled: See :class:`SpatialPoolAttention`. Defaults to False.
         similarity: See :class:`ChannelPoolAttention`. Defaults to ``'subtract'``.
-        loss_weights: Weights of the losses of ``fused``, ``spa`` and ``cpa``; one that is left out
-            weighs 1. A branch of weight 0 gets no classifier: with
-            ``dict(spa=0, cpa=0)`` the head has the fused loss only, to go with an auxiliary head
-            such as mmseg's ``FCNHead``. Defaults to None: 1 each.
-        norm_cfg: Normalisation of the convolutions, None for none. Defaults to
-            ``dict(type='BN')``.
-        init_cfg: Initialisation. Defaults to None: a normal distribution of standard deviation
-            0.01 for the classifiers, as in mmseg's heads.
+        loss_weights: Weights of the losses of the outputs ``fused``, ``spa`` and ``cpa``; what is
+            left out weighs 1. A branch of weight 0 has no classifier: ``dict(spa=0, cpa=0)`` leaves
+            the fused loss, to go with an auxiliary head such as mmseg's ``FCNHead``. Defaults to
+            None: 1 each.
         **kwargs: Further arguments of mmseg's ``BaseDecodeHead``, ``num_classes`` above all.
+            ``norm_cfg`` defaults to ``dict(type='BN')`` here.
 
     Raises:
-        ValueError: Unknown option, bad pool sizes, a negative weight, or no weight for the fused
-            output.
+        ValueError: Unknown option, bad pool sizes, or weights that leave nothing to train.
 
     Example:
         >>> import torch
@@ -75,7 +104,7 @@ class DPAHead(SteppedDecodeHead):
         in_channels: int,
         channels: int = 512,
         attention_width: str = 'reduced',
-        fusion: str = 'concat',
+        branch_fusion: str = 'concat',
         key_sizes: Sequence[int] = (1, 4, 8, 10, 12),
         value_sizes: Sequence[int] = (1, 5, 7, 9, 13),
         qkv: str = 'identity',
@@ -84,47 +113,156 @@ class DPAHead(SteppedDecodeHead):
         scaled: bool = False,
         similarity: str = 'subtract',
         loss_weights: Mapping[str, float] | None = None,
-        norm_cfg: dict[str, Any] | None = dict(type='BN'),  # noqa: B006  # never changed
-        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         check_choice('attention_width', attention_width, ('reduced', 'backbone'))
-        check_choice('fusion', fusion, ('concat', 'sum'))
+        check_choice('branch_fusion', branch_fusion, ('concat', 'sum'))
+        weights = _complete_weights(loss_weights or {})
         if kwargs.get('input_transform') is not None:
             raise ValueError(
                 f'input_transform={kwargs["input_transform"]!r} asks for several levels of the '
                 'feature pyramid, but DPAHead takes one; leave it out and choose in_index.'
             )
-        loss_weights = _complete_weights(loss_weights or {})
-        outputs = [name for name in OUTPUTS if loss_weights[name] > 0]
-        classifiers = ['conv_seg', *(f'{name}_seg' for name in outputs if name != 'fused')]
-        super().__init__(
-            in_channels=in_channels,
-            channels=channels,
-            norm_cfg=norm_cfg,
-            init_cfg=init_cfg
-            or dict(type='Normal', std=0.01, override=[dict(name=name) for name in classifiers]),
-            **kwargs,
+        kwargs.setdefault('norm_cfg', dict(type='BN'))
+        super().__init__(in_channels=in_channels, channels=channels, **kwargs)
+        self.loss_weights = {output: weight for output, weight in weights.items() if weight}
+        self.branch_fusion = branch_fusion
+        convolve_first = attention_width == 'reduced'
+        width = channels if convolve_first else in_channels
+
+        def branch(
+            name: str, attention: SpatialPoolAttention | ChannelPoolAttention
+        ) -> AttentionBranch:
+            return AttentionBranch(
+                in_channels=in_channels,
+                channels=channels,
+                attention=attention,
+                convolve_first=convolve_first,
+                num_outputs=self.out_channels if name in self.loss_weights else 0,
+                conv_cfg=self.conv_cfg,
+                norm_cfg=self.norm_cfg,
+                act_cfg=self.act_cfg,
+            )
+
+        self.spa = branch(
+            'spa',
+            SpatialPoolAttention(
+                in_channels=width,
+                key_sizes=key_sizes,
+                value_sizes=value_sizes,
+                qkv=qkv,
+                query_channels=query_channels,
+                pooling=pooling,
+                scaled=scaled,
+            ),
         )
-        self.attention_width = attention_width
-        self.fusion = fusion
-        self.loss_weights = {name: loss_weights[name] for name in outputs}
-        width = channels if attention_width == 'reduced' else in_channels
-        for branch in ('spa', 'cpa'):
-            if attention_width == 'reduced':
-                self.add_module(f'{branch}_in', self._convolution(in_channels))
-            self.add_module(f'{branch}_out', self._convolution(width))
-            if branch in outputs:
-                self.add_module(f'{branch}_seg', nn.Conv2d(channels, self.out_channels, 1))
-        self.spa = SpatialPoolAttention(
-            in_channels=width,
-            key_sizes=key_sizes,
-            value_sizes=value_sizes,
-            qkv=qkv,
-            query_channels=query_channels,
-            pooling=pooling,
-            scaled=scaled,
-        )
-        self.cpa = ChannelPoolAttention(in_channels=width, similarity=similarity)
-        if fusion == 'concat':  # mmseg's classifier takes `channels`, and here come two branches
+        self.cpa = branch('cpa', ChannelPoolAttention(in_channels=width, similarity=similarity))
+        if branch_fusion == 'concat':  # BaseDecodeHead's own classifier takes `channels` channels
             self.conv_seg = nn.Conv2d(2 * channels, self.out_channels, 1)
+
+    @property
+    def site_channels(self) -> dict[str, tuple[int, ...]]:
+        """Channels at every site; see the base class."""
+        return dict(
+            backbone=(self.in_channels,),
+            **(dict(attention_input=(self.channels,) * 2) if self.spa.conv_in is not None else {}),
+            attention=(self.spa.attention.in_channels, self.cpa.attention.in_channels),
+            attention_output=(self.channels,) * 2,
+        )
+
+    def steps(self, inputs: Sequence[Tensor]) -> Steps:
+        """Run DPANet, offering its maps after each layer; see the base class.
+
+        Args:
+            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
+
+        Yields:
+            ``(site, feature)`` at ``backbone``, then for each branch at ``attention_input``,
+            ``attention`` and ``attention_output``.
+
+        Returns:
+            The fused logits, ``(N, num_classes, H, W)``. In training mode, if branches have
+            classifiers, the logits of all outputs by name, ``fused`` first.
+        """
+        x = yield 'backbone', inputs[self.in_index]
+
+        features: dict[str, Tensor] = {}
+        for name, branch in (('spa', self.spa), ('cpa', self.cpa)):
+            feature = x
+            if branch.conv_in is not None:
+                feature = yield 'attention_input', branch.conv_in(feature)
+            feature = yield 'attention', branch.attention(feature)
+            features[name] = yield 'attention_output', branch.conv_out(feature)
+
+        if self.branch_fusion == 'concat':
+            fused = torch.cat(list(features.values()), dim=1)
+        else:
+            fused = features['spa'] + features['cpa']
+        logits: Any = self.cls_seg(fused)
+        if self.training and len(self.loss_weights) > 1:
+            logits = dict(fused=logits)
+            for name, branch in (('spa', self.spa), ('cpa', self.cpa)):
+                if branch.conv_seg is not None:
+                    feature = features[name]
+                    feature = feature if self.dropout is None else self.dropout(feature)
+                    logits[name] = branch.conv_seg(feature)
+        return logits
+
+    def loss_by_feat(
+        self, seg_logits: Tensor | Mapping[str, Tensor], batch_data_samples: SampleList
+    ) -> dict[str, Tensor]:
+        """Weighted losses of the outputs.
+
+        Args:
+            seg_logits: What the head returns. A single map is the fused output's.
+            batch_data_samples: Samples with ``gt_sem_seg``.
+
+        Returns:
+            Losses and accuracies, such as ``fused.loss_ce`` and ``spa.acc_seg``; without the
+            output's name if the head has the fused output only.
+        """
+        if not isinstance(seg_logits, Mapping):
+            seg_logits = dict(fused=seg_logits)
+        losses: dict[str, Tensor] = {}
+        for output, logits in seg_logits.items():
+            weight = self.loss_weights[output]
+            values = {
+                name: value * weight if 'loss' in name else value
+                for name, value in super().loss_by_feat(logits, batch_data_samples).items()
+            }
+            losses.update(add_prefix(values, output) if len(self.loss_weights) > 1 else values)
+        return losses
+
+    def predict_by_feat(
+        self,
+        seg_logits: Tensor | Mapping[str, Tensor],
+        batch_img_metas: list[dict[str, Any]],
+    ) -> Tensor:
+        """The fused logits at the size of the network's input.
+
+        Args:
+            seg_logits: What the head returns.
+            batch_img_metas: Meta information of the images, with ``img_shape`` or ``pad_shape``.
+
+        Returns:
+            ``(N, num_classes, H, W)``.
+        """
+        if isinstance(seg_logits, Mapping):
+            seg_logits = seg_logits['fused']
+        return super().predict_by_feat(seg_logits, batch_img_metas)
+
+
+def _complete_weights(given: Mapping[str, float]) -> dict[str, float]:
+    """Weights of all outputs, 1 for those that are not given."""
+    unknown = [output for output in given if output not in OUTPUTS]
+    if unknown:
+        raise ValueError(
+            f'loss_weights names the unknown output {unknown[0]!r}; the outputs are {OUTPUTS}.'
+        )
+    weights = {output: float(given.get(output, 1)) for output in OUTPUTS}
+    if not all(0 <= weight < float('inf') for weight in weights.values()) or not weights['fused']:
+        raise ValueError(
+            f'loss_weights={dict(given)} cannot train the head; give numbers from 0 on, and more '
+            "than 0 for 'fused', the output that predicts."
+        )
+    return weights

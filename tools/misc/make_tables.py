@@ -1,0 +1,109 @@
+"""Write the results tables of configs/*/README.md from the metafiles beside them.
+
+With --check nothing is written; the exit code is 1 where a table is stale.
+
+A metafile names for every config its parameters and multiply-accumulates at a stated input
+size, as tools/analysis_tools/get_flops.py counts them, and results with their source: `paper` for a
+figure printed in the paper, `converted` for one measured with converted weights, `ours` for one
+measured with a training of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = '<!-- table: begin (tools/misc/make_tables.py) -->', '<!-- table: end -->'
+SOURCES = ('paper', 'converted', 'ours')
+
+
+def table(metafile: Path) -> str:
+    """Table of a metafile.
+
+    Args:
+        metafile: The file.
+
+    Returns:
+        Markdown, a row a config.
+
+    Raises:
+        ValueError: A path does not exist, or a result has an unknown source.
+    """
+    lines = [
+        '| config | data | parameters (M) | GMAC (input) | mIoU | source |',
+        '| --- | --- | ---: | ---: | --- | --- |',
+    ]
+    for model in yaml.safe_load(metafile.read_text())['Models']:
+        config = ROOT / model['Config']
+        if not config.is_file():
+            raise ValueError(f'{metafile}: config {model["Config"]!r} does not exist.')
+        metadata = model['Metadata']
+        metrics, sources, data = [], [], config.stem.split('_')[-1].split('-')[0]
+        for result in model.get('Results', []):
+            if result['Source'] not in SOURCES:
+                raise ValueError(
+                    f'{metafile}: source {result["Source"]!r} of {model["Name"]} is none of '
+                    f'{", ".join(SOURCES)}.'
+                )
+            sources.append(result['Source'])
+            data = result['Dataset']
+            metrics += [
+                f'{name.removesuffix("mIoU").strip()} {value}'.strip()
+                for name, value in result['Metrics'].items()
+            ]
+        lines.append(
+            f'| [{config.stem}]({config.name}) | {data} | {metadata["Parameters (M)"]:.2f} '
+            f'| {metadata["GMAC"]:.1f} ({metadata["Input size"]}) '
+            f'| {", ".join(metrics) or "not measured"} | {", ".join(sources)} |'
+        )
+    return '\n'.join(lines)
+
+
+def with_table(readme: str, new: str) -> str:
+    """Put a table between the marks of a README.
+
+    Args:
+        readme: Text with the marks.
+        new: The table.
+
+    Returns:
+        The text with the new table.
+
+    Raises:
+        ValueError: A mark is missing.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f'the marks {BEGIN!r} and {END!r} are missing.')
+    return f'{before}{BEGIN}\n\n{new}\n\n{END}{after}'
+
+
+def main() -> None:
+    """Write or check the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--check', action='store_true', help='write nothing, fail where stale')
+    check = parser.parse_args().check
+    stale = []
+    for metafile in sorted(ROOT.glob('configs/*/metafile.yml')):
+        readme = metafile.with_name('README.md')
+        try:
+            old = readme.read_text()
+            new = with_table(old, table(metafile))
+        except (ValueError, FileNotFoundError) as error:
+            sys.exit(f'error: {readme.relative_to(ROOT)}: {error}')
+        if new != old:
+            stale.append(str(readme.relative_to(ROOT)))
+            if not check:
+                readme.write_text(new)
+    if check and stale:
+        sys.exit(f'error: stale tables in {", ".join(stale)}; run python {Path(__file__).name}')
+    print(f'{"checked" if check else "wrote"} the tables; {len(stale)} changed')
+
+
+if __name__ == '__main__':
+    main()
