@@ -1,8 +1,8 @@
 """The scope ``mmseg_coop``: a child of each of mmseg's registries.
 
 Our classes are registered in mmseg's own registries, where any config of mmseg's finds them. These
-children stay empty. mmengine asks them where a config inherits through ``_base_ = 'mmseg_coop::…'``:
-the dictionaries from there carry ``_scope_='mmseg_coop'``, and a child finds in its parents what they
+children stay empty. mmengine asks them where a config inherits by ``_base_ = 'mmseg_coop::…'``: the
+dictionaries from there carry ``_scope_='mmseg_coop'``, and a child finds in its parents what they
 name.
 """
 

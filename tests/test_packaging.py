@@ -212,11 +212,12 @@ def test_editable_install_links_configs_and_tools(project, tmp_path):
     python = make_environment(tmp_path / 'environment', editable)
     (tmp_path / 'user.py').write_text(f"_base_ = 'mmseg_coop::{CONFIG}'\n")
     code = (
-        'import mmseg_coop; from mmengine.config import Config; '
-        'print(mmseg_coop.__file__, Config.fromfile("user.py").train_cfg.max_iters)'
+        'import mmseg_coop; from mmengine import Config; from mmengine.hub import get_config; '
+        f'configs = Config.fromfile("user.py"), get_config("mmseg_coop::{CONFIG}"); '
+        'print(mmseg_coop.__file__, *[config.train_cfg.max_iters for config in configs])'
     )
-    words = run(python, '-c', code, cwd=tmp_path).split()[-2:]
-    assert words == [str(project / 'mmseg_coop/__init__.py'), '2000']
+    words = run(python, '-c', code, cwd=tmp_path).split()[-3:]
+    assert words == [str(project / 'mmseg_coop/__init__.py'), '2000', '2000']
 
 
 def test_editable_install_copies_where_links_are_impossible(project):

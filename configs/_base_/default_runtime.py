@@ -7,6 +7,7 @@ env_cfg = dict(
 )
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='CoopLocalVisualizer', vis_backends=vis_backends, name='visualizer')
+custom_hooks = [dict(type='RecordIoUHook')]
 log_processor = dict(by_epoch=False)
 log_level = 'INFO'
 load_from = None

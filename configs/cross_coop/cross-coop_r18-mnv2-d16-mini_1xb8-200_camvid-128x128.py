@@ -16,14 +16,19 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]
-test_pipeline = [
+val_pipeline = [
     dict(type='LoadSegImage'),
     dict(type='LoadSegAnnotations', num_classes=11),
     dict(type='PackSegInputs'),
 ]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 train_dataloader = dict(batch_size=8, dataset=dict(data_root=data_root, pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
-test_dataloader = val_dataloader
+val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=val_pipeline))
+test_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline))
 model = dict(data_preprocessor=dict(size=crop_size))
 train_cfg = dict(max_iters=200, val_interval=100)
 param_scheduler = [

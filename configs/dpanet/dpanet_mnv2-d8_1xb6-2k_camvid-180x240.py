@@ -13,7 +13,7 @@ model = dict(
         widen_factor=1.0,
         strides=(1, 2, 2, 1, 1, 1, 1),
         dilations=(1, 1, 1, 2, 2, 4, 4),
-        out_indices=(6,),
+        out_indices=(1, 6),
         norm_cfg=norm_cfg,
         init_cfg=dict(type='Pretrained', checkpoint='pretrained/mobilenet_v2.pth'),
     ),

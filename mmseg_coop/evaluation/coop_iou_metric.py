@@ -9,11 +9,13 @@ from typing import Any
 
 import mmcv
 import numpy as np
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import MessageHub, MMLogger, print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
 from prettytable import PrettyTable
 from torch import Tensor
+
+from ..engine.hooks.record_iou_hook import TABLE_KEY
 
 
 @METRICS.register_module()
@@ -35,6 +37,7 @@ class CoopIoUMetric(IoUMetric):
     def __init__(self, *, outputs: Sequence[str] | str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.outputs = outputs
+        self._chosen = ''
 
     def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
         """Count intersections and unions of a batch.
@@ -47,6 +50,7 @@ class CoopIoUMetric(IoUMetric):
         num_classes = len(self.dataset_meta['classes'])
         for sample in data_samples:
             chosen = sample['pred_sem_seg']['data'].squeeze(0)
+            self._chosen = sample.get('output', '')
             maps: dict[str, Tensor] = {
                 name: sample['pred_outputs'][name].squeeze(0)
                 for name in sample.get('output_names', ())
@@ -112,9 +116,28 @@ class CoopIoUMetric(IoUMetric):
             rows[name] = values
         if len(rows) > 1:
             rows.pop('')  # it repeats one of the named outputs
+        self._leave_table(rows)
         for metric in next(iter(rows.values())):
             print_log(f'\n{metric} per class:\n{self._table(metric, rows)}', logger)
         return metrics
+
+    def _leave_table(self, rows: dict[str, dict[str, np.ndarray]]) -> None:
+        """Leave the IoU of every output and class where :class:`RecordIoUHook` finds it."""
+        if 'mIoU' not in self.metrics:
+            return
+        outputs = {}
+        for name, values in rows.items():
+            percent = values['IoU'] * 100
+            outputs[name or 'prediction'] = dict(
+                mIoU=round(float(np.nanmean(percent)), 2),
+                IoU=[None if np.isnan(value) else round(float(value), 2) for value in percent],
+            )
+        table = dict(
+            output=self._chosen or 'prediction',
+            classes=list(self.dataset_meta['classes']),
+            outputs=outputs,
+        )
+        MessageHub.get_current_instance().update_info(TABLE_KEY, table)
 
     def _table(self, metric: str, rows: dict[str, dict[str, np.ndarray]]) -> PrettyTable:
         """Outputs by classes and mean, as Table 1 of the paper."""

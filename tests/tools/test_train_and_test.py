@@ -85,6 +85,20 @@ def test_the_best_and_the_newest_two_checkpoints_are_kept(trained):
     assert [name for name in names if name.startswith('iter_')] == ['iter_3.pth', 'iter_4.pth']
 
 
+def test_every_evaluation_is_recorded_with_all_classes(trained):
+    lines = (trained[0] / 'iou.jsonl').read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record['iteration'] for record in records] == [2, 4]
+    for record in records:
+        assert (record['split'], record['config']) == ('val', CONFIG.stem)
+        assert record['output'] == 'ensemble'
+        assert list(record['outputs']) == list(NAMES)
+        for output in record['outputs'].values():
+            values = [value for value in output['IoU'] if value is not None]
+            assert len(output['IoU']) == len(record['classes']) == 11
+            assert output['mIoU'] == pytest.approx(sum(values) / len(values), abs=0.01)
+
+
 def test_resuming_from_a_given_checkpoint_goes_on_from_there(trained, data_root, tmp_path):
     done = run(
         'train.py', CONFIG, '--work-dir', tmp_path, '--resume', trained[0] / 'iter_3.pth',
@@ -217,7 +231,7 @@ def test_two_processes_on_the_cpu_train_and_test_like_one(trained, data_root, tm
             'train.py',
             [CONFIG],
             ['train_dataloader.dataset.img_suffix=.tiff'],
-            r'the train split is empty: CamVidDataset finds no image \*.tiff',
+            r'no \*.tiff image in .*img_dir/train; check data_root',
         ),
         pytest.param(
             'train.py',

@@ -13,11 +13,18 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs'),
 ]
-test_pipeline = [
+val_pipeline = [
     load_image,
     dict(type='Resize', scale=scale, keep_ratio=True),
     # Labels stay at their own size: predictions are resized to them.
     load_labels,
+    dict(type='PackSegInputs'),
+]
+# mmseg's inferencers look for these names, so that the checks of the other pipelines are left out.
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scale, keep_ratio=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = [
@@ -53,9 +60,20 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'),
+        pipeline=val_pipeline,
+    ),
+)
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        data_prefix=dict(img_path='img_dir/val', seg_map_path='ann_dir/val'),
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = val_dataloader
 val_evaluator = dict(type='CoopIoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

@@ -11,11 +11,18 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]
-test_pipeline = [
+val_pipeline = [
     load_image,
     dict(type='Resize', scale=(520, 520), keep_ratio=True),
     # Labels stay at their own size: predictions are resized to them.
     load_labels,
+    dict(type='PackSegInputs'),
+]
+# mmseg's inferencers look for these names, so that the checks of the other pipelines are left out.
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(520, 520), keep_ratio=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 train_set = dict(
@@ -33,5 +40,5 @@ augmented_set = dict(
     pipeline=train_pipeline,
 )
 train_dataloader = dict(batch_size=16, dataset=dict(datasets=[train_set, augmented_set]))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+val_dataloader = dict(dataset=dict(pipeline=val_pipeline))
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))

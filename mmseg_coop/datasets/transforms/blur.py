@@ -45,7 +45,8 @@ class RandomGaussianBlur(BaseTransform):
         """Standard deviation of this image's kernel, or None to leave it."""
         if np.random.rand() >= self.prob:  # noqa: NPY002  # seeded by mmengine for each worker
             return None
-        return float(np.random.uniform(*self.sigma_range))  # noqa: NPY002
+        low, high = self.sigma_range
+        return float(np.random.uniform(low, high))  # noqa: NPY002
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Blur.

@@ -98,17 +98,16 @@ class PoolUnit(nn.Module):
 
     def _gathered_maximum(self, x: Tensor) -> Tensor:
         """Pool without an operator for adaptive pooling, which ONNX lacks; its gradient is slow."""
-        rows, columns = self._bins(x.shape[2]), self._bins(x.shape[3])
         grids = []
-        for n, *bounds in zip(
-            self.sizes, *(b.split(self.sizes) for b in (*rows, *columns)), strict=True
-        ):
-            grid = x
-            for dim, start, end in ((2, *bounds[:2]), (3, *bounds[2:])):
-                # No bin is longer than this; the last entries of shorter ones repeat.
-                steps = torch.arange((x.shape[dim] + n - 1) // n + 1, device=x.device)
-                index = torch.minimum(start + steps, end - 1)
-                grid = grid.index_select(dim, index.flatten()).unflatten(dim, (n, -1)).amax(dim + 1)
+        for n in self.sizes:
+            grid, index = x, torch.arange(n, device=x.device).unsqueeze(1)
+            for dim in (2, 3):
+                length = x.shape[dim]
+                start, end = _bounds(index, n, length)
+                # No bin is longer than this; shorter ones repeat their last position.
+                steps = torch.arange((length + n - 1) // n + 1, device=x.device)
+                positions = torch.minimum(start + steps, end - 1).flatten()
+                grid = grid.index_select(dim, positions).unflatten(dim, (n, -1)).amax(dim + 1)
             grids.append(grid.flatten(2))
         return torch.cat(grids, dim=2)
 
@@ -116,23 +115,21 @@ class PoolUnit(nn.Module):
         """Averages over the bins of an axis, ``(number of bins, length)``."""
         # Built anew in every call: kept tensors would tie a trace to its map size, and eight small
         # operations are nothing beside the products.
-        start, end = self._bins(length)
+        start, end = _bounds(self.bin_index, self.bin_count, length)
         position = torch.arange(length, device=start.device)
         inside = (position >= start) & (position < end)
         return inside.to(dtype) / (end - start).to(dtype)
 
-    def _bins(self, length: int) -> tuple[Tensor, Tensor]:
-        """First position of every bin of an axis and the one behind its last, ``(bins, 1)`` each.
-
-        Bin i of n reaches from ``floor(i * length / n)`` to ``ceil((i + 1) * length / n)``.
-        """
-        start = self.bin_index * length // self.bin_count
-        end = ((self.bin_index + 1) * length + self.bin_count - 1) // self.bin_count
-        return start, end
-
     def extra_repr(self) -> str:
         """Show the arguments."""
         return f'sizes={self.sizes}, pooling={self.pooling!r}'
+
+
+def _bounds(index: Tensor, count: Tensor | int, length: int) -> tuple[Tensor, Tensor]:
+    """First position of bin ``index`` of ``count`` on an axis, and the one behind its last."""
+    start = index * length // count
+    end = ((index + 1) * length + count - 1) // count  # rounded up
+    return start, end
 
 
 def check_sizes(name: str, sizes: object) -> None:

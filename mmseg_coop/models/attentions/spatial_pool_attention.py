@@ -15,7 +15,7 @@ from ._common import (
     check_positive,
     without_autocast,
 )
-from .pool_unit import PoolUnit
+from .pool_unit import PoolUnit, check_sizes
 
 
 @MODELS.register_module()
@@ -95,6 +95,8 @@ class SpatialPoolAttention(nn.Module):
                     f"query_channels={query_channels} is given, but with qkv='identity' the "
                     "queries have the map's channels; leave it out or set qkv='conv'."
                 )
+        check_sizes('key_sizes', key_sizes)
+        check_sizes('value_sizes', value_sizes)
         self.in_channels = in_channels
         self.pool_keys = PoolUnit(sizes=key_sizes, pooling=pooling)
         self.pool_values = PoolUnit(sizes=value_sizes, pooling=pooling)
@@ -130,8 +132,9 @@ class SpatialPoolAttention(nn.Module):
             features = at_least_float32(x)
             query, keys, values = self._project(features)
             # (N, T, H * W), the paper's M: on the CPU faster than its transpose.
-            energy = torch.bmm((self.energy_scale * keys).transpose(1, 2), query.flatten(2))
-            out = torch.baddbmm(features.flatten(2), self.scale * values, energy.softmax(dim=1))
+            attention = torch.bmm((self.energy_scale * keys).transpose(1, 2), query.flatten(2))
+            attention = attention.softmax(dim=1)
+            out = torch.baddbmm(features.flatten(2), self.scale * values, attention)
             return out.view_as(x).to(x.dtype)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,12 +145,9 @@ class SpatialPoolAttention(nn.Module):
         if self.pool_keys.pooling == 'max':
             keys = self.pool_keys(_convolve(self.key, x))
             return query, keys, self.pool_values(_convolve(self.value, x))
-        keys, values = (anchors.unsqueeze(3) for anchors in self._pool(x))
-        return (
-            query,
-            _convolve(self.key, keys).squeeze(3),
-            _convolve(self.value, values).squeeze(3),
-        )
+        keys, values = self._pool(x)
+        keys = _convolve(self.key, keys.unsqueeze(3)).squeeze(3)
+        return query, keys, _convolve(self.value, values.unsqueeze(3)).squeeze(3)
 
     def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         keys = self.pool_keys(x)

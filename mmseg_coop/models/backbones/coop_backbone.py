@@ -126,5 +126,7 @@ class CoopBackbone(BaseModule):
         pyramids = {}
         for name, backbone in self.networks.items():
             image = self.renormalize[name](x) if name in self.renormalize else x
-            pyramids[name] = tuple(backbone(image))
+            levels = backbone(image)
+            # Some backbones of mmseg return a bare map if they have a single level.
+            pyramids[name] = (levels,) if isinstance(levels, Tensor) else tuple(levels)
         return pyramids

@@ -169,8 +169,11 @@ def test_is_registered():
     ('arguments', 'message'),
     [
         (dict(in_channels=0), 'in_channels=0 is not a positive integer'),
-        (dict(key_sizes=()), 'holds no pool sizes'),
-        (dict(value_sizes=(1, -5)), 'pool size=-5 is not a positive integer'),
+        (dict(key_sizes=()), r'key_sizes=\(\) holds no pool sizes'),
+        (
+            dict(value_sizes=(1, -5)),
+            r'value_sizes=\(1, -5\): pool size=-5 is not a positive integer',
+        ),
         (dict(key_sizes=(1, 2), value_sizes=(3,)), r'give 5 anchors and value_sizes=\(3,\) 9'),
         (dict(qkv='linear'), "qkv='linear' is unknown; choose one of"),
         (dict(pooling='sum'), "pooling='sum' is unknown; choose one of"),

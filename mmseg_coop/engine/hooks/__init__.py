@@ -1,0 +1,5 @@
+"""Hooks."""
+
+from .record_iou_hook import RecordIoUHook
+
+__all__ = ['RecordIoUHook']

@@ -1,0 +1,58 @@
+"""Keeps the full table of every evaluation with the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+#: Under this key :class:`CoopIoUMetric` leaves its table.
+TABLE_KEY = 'coop_iou_table'
+#: Name of the file in the work directory.
+FILE_NAME = 'iou.jsonl'
+
+
+@HOOKS.register_module()
+class RecordIoUHook(Hook):
+    """Appends the table of :class:`CoopIoUMetric` to ``iou.jsonl`` in the work directory.
+
+    mmengine's log keeps the means only. Each line is one evaluation as JSON: ``split`` (``val`` or
+    ``test``), ``iteration``, ``config`` (name of the experiment), ``seed``, ``output`` (the chosen
+    one), ``classes``, and ``outputs``: for every output its ``mIoU`` and the ``IoU`` of each class,
+    in percent; null for a class that occurs neither in labels nor predictions. A model without
+    named outputs has one, called ``prediction``.
+    """
+
+    priority = 'LOW'
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Record a validation."""
+        self._record(runner, 'val')
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Record a test."""
+        self._record(runner, 'test')
+
+    @staticmethod
+    @master_only
+    def _record(runner: Runner, split: str) -> None:
+        hub = MessageHub.get_current_instance()
+        table: dict[str, Any] | None = hub.get_info(TABLE_KEY)
+        if table is None:  # another metric, or predictions were only written
+            return
+        hub.update_info(TABLE_KEY, None)
+        line = dict(
+            split=split,
+            iteration=runner.iter,
+            config=runner.experiment_name.removesuffix(f'_{runner.timestamp}'),
+            seed=runner.seed,
+            **table,
+        )
+        with Path(runner.work_dir, FILE_NAME).open('a') as file:
+            file.write(json.dumps(line) + '\n')

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='make is not installed')
+
+
+def make(*arguments: str) -> tuple[int, str, str]:
+    command = ['make', '--directory', str(ROOT), '--no-print-directory', *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def fake_python(tmp_path):
+    """Returns a function that makes an interpreter with which code holding a word fails."""
+
+    def write(word: str, version: str) -> Path:
+        path = tmp_path / 'python'
+        path.write_text(
+            '#!/bin/sh\n'
+            f'case "$*" in --version) echo "Python {version}"; exit 0;; *{word}*) exit 1;; esac\n'
+            f'exec {sys.executable} "$@"\n'
+        )
+        path.chmod(0o755)
+        return path
+
+    return write
+
+
+def test_help_is_the_default_and_lists_the_targets():
+    code, out, _ = make()
+    assert code == 0
+    assert make('help')[1] == out
+    listed = {line.split()[0] for line in out.splitlines()[1:]}
+    assert {'demo', 'test', 'lint', 'test-slow', 'clean'} <= listed
+
+
+@pytest.mark.parametrize(
+    ('word', 'version', 'message'),
+    [
+        ('version_info', '3.9.18', 'found Python 3.9.18, needed is Python >= 3.10'),
+        ('ensurepip', '3.11.7', 'cannot make virtual environments: install its venv module'),
+    ],
+)
+def test_unfit_interpreter_is_refused_before_anything_is_made(
+    fake_python, tmp_path, word, version, message
+):
+    venv = tmp_path / 'venv'
+    code, _, err = make('install', f'PYTHON={fake_python(word, version)}', f'VENV={venv}')
+    assert code == 2
+    assert message in err.splitlines()[0]
+    assert 'make PYTHON=/path/to/python3' in err.splitlines()[0]
+    assert not venv.exists()
+
+
+def test_ci_runs_the_two_documented_commands_and_nothing_else():
+    lines = (ROOT / '.ci/run').read_text().splitlines()
+    commands = [line for line in lines if line and not line.startswith(('#', 'set ', 'cd '))]
+    assert commands == ['make test', 'make demo']

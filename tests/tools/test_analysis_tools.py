@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / 'tools/analysis_tools'
+MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+LIGHT = ROOT / 'configs/cross_coop/cross-coop_mnv2-effl0-d16_1xb6-2k_camvid-180x240.py'
+PAIR = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
+
+
+def run(tool, *arguments, check=True):
+    return subprocess.run(
+        [sys.executable, TOOLS / tool, *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        check=check,
+    )
+
+
+def rows(text):
+    """Rows of the Markdown tables in a text."""
+    return [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in text.splitlines()
+        if line.startswith('|') and '---' not in line
+    ]
+
+
+def test_figures_of_the_metafile_are_those_of_the_tool(tmp_path):
+    run('get_flops.py', MINI, LIGHT, PAIR, '--json', tmp_path / 'figures.json')
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    metafile = yaml.safe_load((ROOT / 'configs/cross_coop/metafile.yml').read_text())
+    stated = {model['Name']: model['Metadata'] for model in metafile['Models']}
+    for name, counts in figures.items():
+        total = counts['parts']['total']
+        assert stated[name]['Input size'] == 'x'.join(map(str, counts['size']))
+        assert stated[name]['Parameters (M)'] == pytest.approx(total['params'], abs=0.006)
+        assert stated[name]['GMAC'] == pytest.approx(total['gmac'], abs=0.006)
+    # two DeepLabV3+ and nothing for the paths
+    pair = figures[PAIR.stem]['parts']
+    assert pair['total']['params'] == pytest.approx(114.05, abs=0.01)
+    assert 'cooperative paths' not in pair
+
+
+def test_a_convolution_is_counted_as_its_formula_says():
+    sys.path.insert(0, str(TOOLS))
+    try:
+        from get_flops import count
+    finally:
+        sys.path.remove(str(TOOLS))
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+            self.decode_head = nn.Conv2d(8, 5, 1)
+
+        def forward(self, x, mode):
+            return self.decode_head(self.backbone(x))
+
+    counts = count(Model(), (16, 20))
+    assert counts['backbone']['gmac'] == pytest.approx(8 * 3 * 9 * 8 * 10 / 1e9)
+    assert counts['decode_head']['gmac'] == pytest.approx(5 * 8 * 8 * 10 / 1e9)
+    assert counts['total']['params'] == pytest.approx((3 * 9 * 8 + 8 + 8 * 5 + 5) / 1e6)
+
+
+def test_benchmark_compares_models_side_by_side():
+    done = run('benchmark.py', MINI, '--vs', LIGHT, LIGHT, '--size', '65x65', '--repeats', '2')
+    table = rows(done.stdout)
+    header = ['model', 'parameters (M)', 'forward (ms)', 'forward peak (MiB)', 'train step (ms)']
+    assert table[0][:5] == header
+    assert [row[0].split(':')[0] for row in table[1:4]] == ['0', '1', '2']
+    assert float(table[1][1]) == pytest.approx(1.55, abs=0.01)
+    assert all(float(cell) > 0 for row in table[1:4] for cell in (row[2], row[4]))
+    ratios = table[5:]
+    assert [row[0] for row in ratios] == ['forward'] * 3 + ['train step'] * 3
+    for one, other, both in (ratios[:3], ratios[3:]):
+        assert ' + ' in both[1]
+        assert float(both[2]) < min(float(one[2]), float(other[2]))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((MINI, '--size', '65'), "--size takes HEIGHTxWIDTH in pixels, such as 513x513, not '65'"),
+        ((MINI, '--repeats', '0'), '--repeats has to be at least 1'),
+        (('gone.py',), "config 'gone.py' does not exist"),
+    ],
+)
+def test_benchmark_refuses_wrong_arguments(arguments, message):
+    done = run('benchmark.py', *arguments, check=False)
+    assert done.returncode
+    assert message in done.stderr.splitlines()[-1]
+
+
+def test_tables_are_up_to_date():
+    tool = ROOT / 'tools/misc/make_tables.py'
+    done = subprocess.run(
+        [sys.executable, tool, '--check'], text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_config_is_in_a_metafile():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    listed = [
+        model['Config']
+        for metafile in index
+        for model in yaml.safe_load((ROOT / metafile).read_text())['Models']
+    ]
+    present = [str(path.relative_to(ROOT)) for path in ROOT.glob('configs/[!_]*/*.py')]
+    assert sorted(listed) == sorted(present)
