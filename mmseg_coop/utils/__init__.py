@@ -1,4 +1,9 @@
-"""Utilities of the tools."""
+"""Utilities of the tools.
+
+``register_all_modules`` is mmseg's: mmengine looks for it here when it enters our scope.
+"""
+
+from mmseg.utils import register_all_modules
 
 from .cli import add_run_arguments, export_local_rank, short_errors
 from .config import forget_pretrained, load_config
@@ -12,5 +17,6 @@ __all__ = [
     'forget_pretrained',
     'init_cpu_process_group',
     'load_config',
+    'register_all_modules',
     'short_errors',
 ]

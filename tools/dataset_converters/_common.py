@@ -8,11 +8,21 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from mmengine.utils import ProgressBar
 from PIL import Image
+
+Task = TypeVar('Task')
+Result = TypeVar('Result')
 
 IGNORE = 255
 CAMVID_CLASSES = (
@@ -53,6 +63,19 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_count(text: str) -> int:
+    """Reads a number of 1 or more, for argparse."""
+    if re.fullmatch(r'[1-9]\d*', text) is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
+    return int(text)
+
+
+def some(names: set[str]) -> str:
+    """Names a few of many files."""
+    first = sorted(names)[:5]
+    return ', '.join(first) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+
+
 def full_palette(palette: Sequence[Sequence[int]], ignore: Sequence[int] = (0, 0, 0)) -> list[int]:
     """Fills a palette of class colours up to the 256 entries of a palette image, flattened."""
     table = np.zeros((256, 3), np.uint8)
@@ -68,6 +91,127 @@ def save_image(image: Image.Image, path: Path) -> None:
     options = {'quality': 95} if path.suffix == '.jpg' else {}
     image.save(part, format='JPEG' if path.suffix == '.jpg' else 'PNG', **options)
     os.replace(part, path)
+
+
+def open_picture(path: Path, pixels: bool = True) -> Image.Image:
+    """Reads a picture, or its header only.
+
+    Raises:
+        ValueError: If it cannot be decoded to its end.
+    """
+    try:
+        picture = Image.open(path)
+        if pixels:
+            picture.load()
+    except Exception as error:  # pillow raises many types, and not all of them name the file
+        raise ValueError(
+            f'{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete it if '
+            'this program wrote it'
+        ) from error
+    return picture
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Reads a label picture as ids, shape (H, W).
+
+    Raises:
+        ValueError: If it cannot be read, or holds colours.
+    """
+    picture = open_picture(path)
+    if picture.mode not in ('L', 'P'):
+        raise ValueError(
+            f'{path} has the mode {picture.mode}, not one channel of 8 bits; give label ids, not '
+            'pictures in colours'
+        )
+    return np.array(picture)
+
+
+def check_values(label: np.ndarray, path: Path, allowed: list[int], wording: str) -> None:
+    """Raises a ValueError if a label map holds other values than the allowed ones."""
+    counts = np.bincount(label.ravel(), minlength=256)
+    counts[allowed] = 0
+    if counts.any():
+        found = ', '.join(f'{value} ({counts[value]} pixels)' for value in counts.nonzero()[0])
+        raise ValueError(f'{path} holds the labels {found}; allowed are {wording}')
+
+
+def check_present(needed: set[str], present: set[str], folder: Path, kind: str) -> None:
+    """Raises a ValueError that names what a folder lacks."""
+    if needed - present:
+        raise ValueError(f'{folder} lacks the {kind} of {some(needed - present)}; restore it')
+
+
+def keep(path: Path, check: Callable[[Path], None], force: bool) -> bool:
+    """Tells whether a file is there and passes its check.
+
+    Args:
+        path: A file that this run would write.
+        check: Raises a ValueError if the file is damaged or not what this run would write.
+        force: Answer no in that case, so that the file is replaced, instead of raising.
+
+    Raises:
+        ValueError: If the check fails, without `force`.
+    """
+    if not path.exists():
+        return False
+    try:
+        check(path)
+    except ValueError as error:
+        if force:
+            return False
+        raise ValueError(f'{error}, or add --force to replace such files') from error
+    return True
+
+
+def ignore_interrupt() -> None:
+    """Leaves Ctrl-C, which reaches all processes of a terminal, to the main one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_jobs(function: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> list[Result]:
+    """Returns the results of all tasks in their order, and shows a progress bar meanwhile.
+
+    Args:
+        function: What to do with a task. With several jobs it must be picklable.
+        tasks: The tasks.
+        jobs: Number of processes; 1 stays in this one.
+    """
+    bar = ProgressBar(len(tasks))
+
+    def collect(results: Iterable[Result]) -> list[Result]:
+        collected = []
+        for result in results:
+            collected.append(result)
+            bar.update()
+        print()
+        return collected
+
+    if jobs == 1:
+        return collect(map(function, tasks))
+    pool = ProcessPoolExecutor(jobs, initializer=ignore_interrupt)
+    try:
+        return collect(pool.map(function, tasks))
+    finally:
+        # Those at work finish their files; the rest is left to the next run.
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line where a converter cannot go on."""
+    try:
+        yield
+    except ValueError as error:
+        sys.exit(f'\nerror: {error}')
+    except BrokenProcessPool:
+        sys.exit(
+            '\nerror: a process of --jobs was killed, perhaps for want of memory; the same command '
+            'goes on from here, with fewer --jobs if it happens again'
+        )
+    except OSError as error:
+        sys.exit(f'\nerror: {error}; check the rights and the free space of that folder')
+    except KeyboardInterrupt:
+        sys.exit('\ninterrupted; the same command goes on from here')
 
 
 class ClassCount:
@@ -86,7 +230,10 @@ class ClassCount:
 
     def add(self, label: np.ndarray) -> None:
         """Counts one label map of shape (H, W) with values 0..255."""
-        counts = np.bincount(label.ravel(), minlength=256)
+        self.add_pixels(np.bincount(label.ravel(), minlength=256))
+
+    def add_pixels(self, counts: np.ndarray) -> None:
+        """Counts one label map by its pixels of each value, shape (256,)."""
         self.images += 1
         self.pixels += counts
         self.occurrences += counts > 0

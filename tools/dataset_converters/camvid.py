@@ -11,7 +11,6 @@ An interrupted run is taken up by the same command: finished files are checked a
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +20,16 @@ from _common import (
     CAMVID_PALETTE,
     IGNORE,
     ClassCount,
+    check_present,
+    check_values,
     format_table,
     full_palette,
+    one_line_errors,
+    open_picture,
     parse_size,
+    read_ids,
     save_image,
+    some,
 )
 from mmengine.utils import ProgressBar
 from PIL import Image
@@ -41,12 +46,6 @@ class Frame(NamedTuple):
     label: Path
     out_image: Path
     out_label: Path
-
-
-def some(names: set[str]) -> str:
-    """Names a few of many files."""
-    first = sorted(names)[:5]
-    return ', '.join(first) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
 def list_frames(root: Path, out: Path, suffix: str) -> list[Frame]:
@@ -66,14 +65,8 @@ def list_frames(root: Path, out: Path, suffix: str) -> list[Frame]:
                 )
             names[folder] = {path.name for path in (root / folder).glob('*.png')}
         images, labels = names[split], names[f'{split}annot']
-        if images - labels:
-            raise ValueError(
-                f'{root / split}annot lacks the annotation of {some(images - labels)}; restore it'
-            )
-        if labels - images:
-            raise ValueError(
-                f'{root / split} lacks the image of {some(labels - images)}; restore it'
-            )
+        check_present(images, labels, root / f'{split}annot', 'annotation')
+        check_present(labels, images, root / split, 'image')
         if not images:
             raise ValueError(f'{root / split} holds no *.png; restore the release')
         for name in sorted(images):
@@ -101,33 +94,6 @@ def list_frames(root: Path, out: Path, suffix: str) -> list[Frame]:
     return frames
 
 
-def open_picture(path: Path, pixels: bool = True) -> Image.Image:
-    """Reads a picture, or its header only.
-
-    Raises:
-        ValueError: If it cannot be decoded to its end.
-    """
-    try:
-        picture = Image.open(path)
-        if pixels:
-            picture.load()
-    except Exception as error:  # pillow raises many types, and not all of them name the file
-        raise ValueError(
-            f'{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete it if '
-            'this program wrote it'
-        ) from error
-    return picture
-
-
-def check_values(label: np.ndarray, path: Path, allowed: list[int], wording: str) -> None:
-    """Raises a ValueError if a label map holds other values than the allowed ones."""
-    counts = np.bincount(label.ravel(), minlength=256)
-    counts[allowed] = 0
-    if counts.any():
-        found = ', '.join(f'{value} ({counts[value]} pixels)' for value in counts.nonzero()[0])
-        raise ValueError(f'{path} holds the labels {found}; allowed are {wording}')
-
-
 def convert_image(frame: Frame, size: tuple[int, int]) -> None:
     """Writes a frame's image, or checks the one that is there."""
     width_height = size[::-1]
@@ -150,15 +116,10 @@ def convert_label(frame: Frame, size: tuple[int, int]) -> np.ndarray:
         wording = f'0 to {classes[-1]} and {IGNORE}; delete it and run again'
         check_values(label, frame.out_label, [*classes, IGNORE], wording)
         return label
-    picture = open_picture(frame.label)
-    if picture.mode not in ('L', 'P'):
-        raise ValueError(
-            f'{frame.label} has the mode {picture.mode}, not one channel of 8 bits; give the label '
-            "ids of SegNet's release, not pictures in colours"
-        )
+    ids = read_ids(frame.label)
     wording = f'0 to {SEGNET_VOID}, where {SEGNET_VOID} is void; restore the file of the release'
-    check_values(np.array(picture), frame.label, [*classes, SEGNET_VOID], wording)
-    label = np.array(picture.resize(size[::-1], Image.Resampling.NEAREST))
+    check_values(ids, frame.label, [*classes, SEGNET_VOID], wording)
+    label = np.array(Image.fromarray(ids).resize(size[::-1], Image.Resampling.NEAREST))
     label[label == SEGNET_VOID] = IGNORE
     result = Image.fromarray(label)
     result.putpalette(full_palette(CAMVID_PALETTE))
@@ -222,16 +183,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Converts the release the command line names."""
     args = parse_args()
-    try:
+    with one_line_errors():
         frames = list_frames(args.root, args.out, '.jpg' if args.jpeg else '.png')
         present = sum(frame.out_image.exists() and frame.out_label.exists() for frame in frames)
         counts = convert(frames, args.size)
-    except ValueError as error:
-        sys.exit(f'\nerror: {error}')
-    except OSError as error:
-        sys.exit(f'\nerror: cannot write to --out {args.out} ({error}); name another folder')
-    except KeyboardInterrupt:
-        sys.exit('\ninterrupted; the same command goes on from here')
     print(format_table(counts))
     images = ', '.join(f'{count.images} {split}' for split, count in counts.items())
     print(f'{args.out} holds {images} frames')
