@@ -15,7 +15,7 @@ from mmseg_coop.utils import check_data, forget_pretrained
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
 #: Configs by folder; a config that is lost or not picked up changes the count.
-COUNTS = dict(cross_coop=26, deeplabv3plus=4, dpanet=12)
+COUNTS = dict(cross_coop=27, deeplabv3plus=4, dpanet=12)
 LAYOUTS = dict(
     PascalVOCDataset='voc', CityscapesDataset='cityscapes', CamVidDataset='camvid',
 )  # fmt: skip
@@ -77,10 +77,30 @@ def shrink(value):
             shrink(item)
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_config_trains_validates_and_tests(path, mini_data, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def _quick_log(monkeypatch):
     # Formatting the config for the log takes as long as all else together.
     monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: ''))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_config_trains_validates_and_tests(path, mini_data, tmp_path):
+    train_validate_and_test(path, mini_data, tmp_path)
+
+
+def test_validation_on_whole_images_is_chosen_by_one_line(mini_data, tmp_path):
+    text = ROOT / 'configs/deeplabv3plus/deeplabv3plus_r101-d16_1xb6-88k_voc12aug-513x513.py'
+    text = text.read_text()
+    old, new = 'pascal_voc12_aug_513x513.py', 'pascal_voc12_aug_513x513_whole.py'
+    assert text.count(old) == 1
+    path = tmp_path / 'config.py'
+    path.write_text(text.replace(old, new).replace('../_base_', str(ROOT / 'configs/_base_')))
+    cfg = train_validate_and_test(path, mini_data, tmp_path / 'work')
+    assert 'EvalCenterCrop' not in [step['type'] for step in cfg.val_dataloader.dataset.pipeline]
+
+
+def train_validate_and_test(path, mini_data, tmp_path):
+    """Run a config at reduced size and return it."""
     cfg = Config.fromfile(path)
     forget_pretrained(cfg.model)
     for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -114,3 +134,4 @@ def test_config_trains_validates_and_tests(path, mini_data, tmp_path, monkeypatc
     networks = [name for name in outputs if name != 'ensemble']
     for network in networks or ['']:
         assert any(key.startswith(f'decode.{network}') and 'loss' in key for key in logged)
+    return cfg

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os.path as osp
+import sys
 
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
+from mmseg_coop.engine import CheckpointError
 from mmseg_coop.utils import (
     add_run_arguments,
     check_data,
@@ -99,7 +101,10 @@ def main() -> None:
         cfg = prepare(args)
     init_cpu_process_group(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.test()
+    try:
+        runner.test()
+    except CheckpointError as error:  # it says all there is to say
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -143,11 +143,14 @@ def test_testing_reports_draws_and_writes_every_output(trained, data_root, tmp_p
         'test.py', CONFIG, checkpoint, '--work-dir', tmp_path / 'work', '--output', 'all',
         '--out', tmp_path / 'labels', '--show-dir', tmp_path / 'pictures',
         data_root=data_root, cwd=tmp_path,
+        options=[f'{split}_dataloader.dataset.data_root=gone' for split in ('train', 'val')],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = json.loads(next((tmp_path / 'work').glob('*/*.json')).read_text())
     assert {f'{name}/mIoU' for name in NAMES} <= set(metrics)
     assert metrics['mIoU'] == metrics['ensemble/mIoU']
+    record = json.loads((tmp_path / 'work/iou.jsonl').read_text())
+    assert (record['split'], record['iteration']) == ('test', None)
     frames = sorted(file.stem for file in (data_root / 'img_dir/test').iterdir())
     for name in NAMES:
         written = sorted((tmp_path / 'labels' / name).iterdir())

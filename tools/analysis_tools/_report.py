@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use('Agg')  # no display is needed
-import matplotlib.pyplot as plt  # noqa: E402  # reads the backend when it is imported
+import matplotlib.pyplot as plt  # reads the backend when it is imported
 
 plt.rcParams.update(
     {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9, 'savefig.dpi': 150}

@@ -150,16 +150,13 @@ def check_leaf(cfg: Any, split: str, num_classes: int | None, workers: int) -> F
         kind: {key: steps[kind][key] for key in keys if key in steps.get(kind, {})}
         for kind, keys in READING.items()
     }
-    load_image, load_label = LoadSegImage(**settings['image']), LoadSegAnnotations(
-        **settings['label']
-    )  # fmt: skip
+    load_image = LoadSegImage(**settings['image'])
+    load_label = LoadSegAnnotations(**settings['label'])
     problems = [
         Problem(split, '(config)', what)
         for what in config_faults(dataset, steps.get('label', {}), len(classes), num_classes)
     ]
-    found = Findings(
-        len(infos), 0, np.zeros(256, np.int64), np.zeros(256, np.int64), problems, []
-    )
+    found = Findings(len(infos), 0, np.zeros(256, np.int64), np.zeros(256, np.int64), problems, [])
     labels = 0
     bar = ProgressBar(len(infos), file=sys.stderr)
     with ThreadPoolExecutor(workers) as pool:
@@ -239,21 +236,28 @@ def shorten(message: str, file: str) -> str:
 
 def add(one: Findings, other: Findings) -> Findings:
     """Findings of two datasets of a split together."""
-    return Findings(*(a + b for a, b in zip(one, other, strict=True)))
+    return Findings(
+        one.files + other.files,
+        one.labels + other.labels,
+        one.pixels + other.pixels,
+        one.images + other.images,
+        one.problems + other.problems,
+        one.outside + other.outside,
+    )
 
 
 def check_reduced(cfg: Config, found: dict[str, Findings], classes: int) -> Iterator[Problem]:
     """Whether reduce_zero_label was set for labels that start at 0 already."""
     reducing = {
-        bool(leaf.get('reduce_zero_label', built_default(leaf)))
+        bool(dataset.reduce_zero_label)
         for split in found
-        for leaf in _leaf_datasets(cfg[f'{split}_dataloader']['dataset'])
+        for dataset in datasets(cfg[f'{split}_dataloader']['dataset'])
     }
     if len(reducing) > 1:
         yield Problem('all', '(config)', 'reduce_zero_label differs between the datasets')
     if reducing != {True} or not any(f.labels for f in found.values()):
         return
-    pixels = sum(findings.pixels for findings in found.values())
+    pixels = np.sum([findings.pixels for findings in found.values()], axis=0)
     if not pixels[classes - 1] and pixels[:classes].any() and pixels[255]:
         share = 100 * pixels[255] / pixels.sum()
         yield Problem(
@@ -264,10 +268,10 @@ def check_reduced(cfg: Config, found: dict[str, Findings], classes: int) -> Iter
         )
 
 
-def built_default(leaf: Any) -> bool:
-    """What a dataset's class takes for reduce_zero_label by itself."""
-    built = DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
-    return bool(built.reduce_zero_label)
+def datasets(cfg: Any) -> Iterator[Any]:
+    """Datasets inside a config's wrappers, without their pipelines and lists of files."""
+    for leaf in _leaf_datasets(cfg):
+        yield DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
 
 
 def check_leaks(found: dict[str, set[str]]) -> Iterator[str]:
@@ -278,13 +282,9 @@ def check_leaks(found: dict[str, set[str]]) -> Iterator[str]:
             yield f'{len(common)} images of {split} are in train as well, e.g. {min(common)}'
 
 
-def image_files(dataset: Any) -> set[str]:
+def image_files(cfg: Any) -> set[str]:
     """Paths of a split's images."""
-    files = set()
-    for leaf in _leaf_datasets(dataset):
-        built = DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
-        files |= {info['img_path'] for info in built.load_data_list()}
-    return files
+    return {info['img_path'] for data in datasets(cfg) for info in data.load_data_list()}
 
 
 def frequency_table(found: dict[str, Findings], classes: list[str]) -> str:
@@ -333,11 +333,10 @@ def draw(found: dict[str, Findings], classes: list[str], path: Path) -> None:
 
 def class_names(cfg: Config, splits: list[str]) -> list[str]:
     """Classes of the first dataset."""
-    leaf = next(_leaf_datasets(cfg[f'{splits[0]}_dataloader']['dataset']))
-    built = DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
-    if not built.metainfo.get('classes'):
-        raise ValueError(f'{type(built).__name__} names no classes; set metainfo.classes.')
-    return list(built.metainfo['classes'])
+    dataset = next(datasets(cfg[f'{splits[0]}_dataloader']['dataset']))
+    if not dataset.metainfo.get('classes'):
+        raise ValueError(f'{type(dataset).__name__} names no classes; set metainfo.classes.')
+    return list(dataset.metainfo['classes'])
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from mmengine.utils import ProgressBar
@@ -68,6 +68,14 @@ def parse_count(text: str) -> int:
     if re.fullmatch(r'[1-9]\d*', text) is None:
         raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
     return int(text)
+
+
+def add_run_options(parser: argparse.ArgumentParser, replaced: str) -> None:
+    """Adds --jobs and --force, whose help says what is replaced."""
+    parser.add_argument(
+        '--jobs', type=parse_count, default=1, metavar='N', help='processes that share the work (1)'
+    )
+    parser.add_argument('--force', action='store_true', help=f'replace {replaced}')
 
 
 def some(names: set[str]) -> str:
@@ -252,3 +260,24 @@ def format_table(counts: dict[str, ClassCount]) -> str:
         lines.append(f'{row[0][0]:20s}' + ''.join(f'{px:12.2f}{n:8d}' for _, px, n in row))
     lines.append(f'{"all images":20s}' + ''.join(f'{"":12s}{c.images:8d}' for c in counts.values()))
     return '\n'.join(lines)
+
+
+class Converted(NamedTuple):
+    """What became of one label: `pixels` of each value, shape (256,), and whether it is new."""
+
+    split: str
+    pixels: np.ndarray
+    new: bool
+
+
+def report(results: Sequence[Converted], splits: Iterable[str], classes: Sequence[str]) -> str:
+    """Returns the class table of all splits, and how many labels each of them has."""
+    counts = {split: ClassCount(classes) for split in splits}
+    for result in results:
+        counts[result.split].add_pixels(result.pixels)
+    images = ', '.join(f'{count.images} {split}' for split, count in counts.items())
+    new = sum(result.new for result in results)
+    return (
+        f'{format_table(counts)}\nlabels: {images}\n'
+        f'{new} were converted now, {len(results) - new} were there and are kept'
+    )

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from _common import (
     IGNORE,
-    ClassCount,
+    Converted,
+    add_run_options,
     check_present,
     check_values,
-    format_table,
     keep,
     one_line_errors,
     open_picture,
-    parse_count,
     read_ids,
+    report,
     run_jobs,
     save_image,
 )
@@ -133,12 +133,8 @@ def draw(path: Path, size: tuple[int, int]) -> Image.Image:
     return picture
 
 
-def convert(frame: Frame, force: bool) -> tuple[str, np.ndarray, bool]:
-    """Writes a frame's train ids, or checks those that are there.
-
-    Returns:
-        The frame's split, the pixels of each value, shape (256,), and whether they were drawn now.
-    """
+def convert(frame: Frame, force: bool) -> Converted:
+    """Writes a frame's train ids, or checks those that are there."""
     with open_picture(frame.image, pixels=False) as image:
         size = image.size
 
@@ -155,7 +151,7 @@ def convert(frame: Frame, force: bool) -> tuple[str, np.ndarray, bool]:
     kept = keep(frame.out, check, force)
     if not kept:
         save_image(draw(frame.polygons, size), frame.out)
-    return frame.split, np.bincount(read_ids(frame.out).ravel(), minlength=256), not kept
+    return Converted(frame.split, np.bincount(read_ids(frame.out).ravel(), minlength=256), not kept)
 
 
 def compare_counts(frames: list[Frame]) -> str:
@@ -176,20 +172,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'root', type=Path, metavar='CITYSCAPES_DIR', help='the folder of leftImg8bit and gtFine'
     )
-    parser.add_argument(
-        '--jobs', type=parse_count, default=1, metavar='N', help='processes that share the work (1)'
-    )
     counts = ', '.join(f'{count} {split}' for split, count in EXPECTED.items())
     parser.add_argument(
         '--strict',
         action='store_true',
         help=f'refuse to start, instead of warning, if there are not {counts} frames',
     )
-    parser.add_argument(
-        '--force',
-        action='store_true',
-        help='replace train ids that are there, but damaged',
-    )
+    add_run_options(parser, 'train ids that are there, but damaged')
     return parser.parse_args()
 
 
@@ -203,14 +192,7 @@ def main() -> None:
         if deviation and args.strict:
             raise ValueError(f'{deviation}; restore the release, or leave out --strict')
         results = run_jobs(partial(convert, force=args.force), frames, args.jobs)
-    counts = {split: ClassCount(classes) for split in EXPECTED}
-    for split, pixels, _ in results:
-        counts[split].add_pixels(pixels)
-    drawn = sum(new for _, _, new in results)
-    print(format_table(counts))
-    images = ', '.join(f'{count.images} {split}' for split, count in counts.items())
-    print(f'{args.root / "gtFine"} holds train ids of {images} frames')
-    print(f'{drawn} were drawn now, {len(frames) - drawn} were there and are kept')
+    print(report(results, EXPECTED, classes))
     if deviation:
         print(f'warning: {deviation}; is the release complete?', file=sys.stderr)
 

@@ -3,13 +3,15 @@
 Pascal VOC 2012 labels 1,464 images for training. The Semantic Boundaries Dataset (SBD, Hariharan et
 al., ICCV 2011) labels 11,355 of VOC's images, in its folder cls as one .mat file each. Written are
 
-  SegmentationClassAug/*.png            the labels of SBD, and VOC's own where there are any
-  ImageSets/Segmentation/aug.txt        SBD's train and val, without VOC's train and val: 9,118 names
-  ImageSets/Segmentation/trainaug.txt   the same and VOC's train: 10,582 names
+  SegmentationClassAug/*.png           labels of SBD, and VOC's own of its train and val images
+  ImageSets/Segmentation/aug.txt       SBD's train and val without VOC's train and val: 9,118 names
+  ImageSets/Segmentation/trainaug.txt  the same and VOC's train: 10,582 names
 
-as PascalVOCDataset reads them. SBD labels no borders, VOC marks them with 255. The lists come last,
-so that they only name labels that are there. An interrupted run is taken up by the same command:
-finished files are compared with their source and kept.
+as PascalVOCDataset reads them. SBD has no borders; VOC marks them with 255. The lists come last, so
+that they only name labels that are there.
+
+An interrupted run is taken up by the same command: finished files are compared with their source
+and kept.
 """
 
 from __future__ import annotations
@@ -23,15 +25,16 @@ from typing import NamedTuple
 import numpy as np
 from _common import (
     IGNORE,
-    ClassCount,
+    Converted,
+    add_run_options,
     check_present,
     check_values,
-    format_table,
     keep,
     one_line_errors,
     open_picture,
     parse_count,
     read_ids,
+    report,
     run_jobs,
     save_image,
 )
@@ -129,12 +132,8 @@ def read_mat(path: Path) -> np.ndarray:
     return label
 
 
-def convert(task: Label, force: bool) -> tuple[str, np.ndarray, bool]:
-    """Writes a label, or compares the one that is there.
-
-    Returns:
-        Its split, its pixels of each value, shape (256,), and whether it was written now.
-    """
+def convert(task: Label, force: bool) -> Converted:
+    """Writes a label, or compares the one that is there."""
     classes = list(range(len(VOC_CLASSES)))
     if task.split == 'aug':
         label, allowed, wording = read_mat(task.source), classes, f'0 to {classes[-1]}'
@@ -158,7 +157,7 @@ def convert(task: Label, force: bool) -> tuple[str, np.ndarray, bool]:
         picture = Image.fromarray(label)
         picture.putpalette(voc_palette())
         save_image(picture, task.out)
-    return task.split, np.bincount(label.ravel(), minlength=256), not kept
+    return Converted(task.split, np.bincount(label.ravel(), minlength=256), not kept)
 
 
 def write_list(path: Path, names: set[str]) -> None:
@@ -202,21 +201,13 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help=f'how many names trainaug.txt must get ({EXPECTED})',
     )
-    parser.add_argument(
-        '--jobs', type=parse_count, default=1, metavar='N', help='processes that share the work (1)'
-    )
-    parser.add_argument(
-        '--force',
-        action='store_true',
-        help='replace labels and lists that are there, but damaged or different',
-    )
+    add_run_options(parser, 'labels and lists that are there, but damaged or different')
     return parser.parse_args()
 
 
 def main() -> None:
     """Converts the folders the command line names."""
     args = parse_args()
-    counts = {split: ClassCount(VOC_CLASSES) for split in Lists._fields}
     with one_line_errors():
         voc = find_folder(
             args.voc, VOC_PLACES, 'ImageSets/Segmentation', 'the folder VOC2012 of VOCdevkit'
@@ -241,13 +232,8 @@ def main() -> None:
         results = run_jobs(partial(convert, force=args.force), tasks, args.jobs)
         for path, names in written_lists.items():
             write_list(path, names)
-    for split, pixels, _ in results:
-        counts[split].add_pixels(pixels)
-    written = sum(new for _, _, new in results)
-    print(format_table(counts))
-    labels = ', '.join(f'{count.images} {split}' for split, count in counts.items())
-    print(f'{out / "SegmentationClassAug"} holds {labels} labels')
-    print(f'{written} were converted now, {len(results) - written} were there and are kept')
+    print(report(results, Lists._fields, VOC_CLASSES))
+    print(f'{out} is complete')
     print(', '.join(f'{path.name}: {len(names)} names' for path, names in written_lists.items()))
 
 

@@ -1,5 +1,6 @@
 # The other reading of the paper's learning rate: that of the backbone, with ten times as much for
-# the head, a loss divided by the batch size and a weight decay of 5e-4.
+# the head and a weight decay of 5e-4. It goes with a loss divided by the batch size, which the config
+# of the model sets.
 _base_ = './schedule_88k.py'
 optim_wrapper = dict(
     optimizer=dict(weight_decay=5e-4),
@@ -7,4 +8,3 @@ optim_wrapper = dict(
         _delete_=True, custom_keys=dict(backbone=dict(lr_mult=1.0), decode_head=dict(lr_mult=10.0))
     ),
 )
-model = dict(decode_head=dict(loss_decode=dict(loss_weight=1 / 6)))

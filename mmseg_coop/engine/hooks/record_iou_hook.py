@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 
 #: Under this key :class:`CoopIoUMetric` leaves its table.
@@ -23,10 +23,10 @@ class RecordIoUHook(Hook):
     """Appends the table of :class:`CoopIoUMetric` to ``iou.jsonl`` in the work directory.
 
     mmengine's log keeps the means only. Each line is one evaluation as JSON: ``split`` (``val`` or
-    ``test``), ``iteration``, ``config`` (name of the experiment), ``seed``, ``output`` (the chosen
-    one), ``classes``, and ``outputs``: for every output its ``mIoU`` and the ``IoU`` of each class,
-    in percent; null for a class that occurs neither in labels nor predictions. A model without
-    named outputs has one, called ``prediction``.
+    ``test``), ``iteration`` (null outside a training), ``config`` (name of the experiment),
+    ``seed``, ``output`` (the chosen one), ``classes``, and ``outputs``: for every output its
+    ``mIoU`` and the ``IoU`` of each class, in percent; null for a class that occurs neither in
+    labels nor predictions. A model without named outputs has one, called ``prediction``.
     """
 
     priority = 'LOW'
@@ -47,9 +47,11 @@ class RecordIoUHook(Hook):
         if table is None:  # another metric, or predictions were only written
             return
         hub.update_info(TABLE_KEY, None)
+        loop = runner._train_loop
         line = dict(
             split=split,
-            iteration=runner.iter,
+            # `runner.iter` would build the training loop, whose data a test need not have.
+            iteration=loop.iter if isinstance(loop, BaseLoop) else None,
             config=runner.experiment_name.removesuffix(f'_{runner.timestamp}'),
             seed=runner.seed,
             **table,

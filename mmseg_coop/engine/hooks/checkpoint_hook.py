@@ -1,0 +1,137 @@
+"""Checkpoints that survive a kill, a full disk and a limit on the size of files."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+from pathlib import Path
+from typing import Any
+
+import mmengine.hooks
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+
+
+def write_aside(content: bytes, path: str | os.PathLike[str]) -> None:
+    """Write a file so that at any moment its name stands for all of the old or all of the new one.
+
+    Args:
+        content: What to write.
+        path: The file, whose folder is made if need be.
+
+    Raises:
+        OSError: If it cannot be written, for instance on a full disk. The old file is intact.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The same name each time: what a kill leaves behind is overwritten when the run goes on.
+    part = path.with_name(f'.{path.name}.part')
+    try:
+        with open(part, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f'{error.strerror}; not written, earlier checkpoints are intact', str(path)
+        ) from error
+
+
+@register_backend('local_aside')
+class AsideBackend(LocalBackend):
+    """Local files, each written aside, synced and renamed."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes.
+
+        Args:
+            obj: What to write.
+            filepath: The file.
+        """
+        write_aside(obj, filepath)
+
+
+@HOOKS.register_module()
+class CheckpointHook(mmengine.hooks.CheckpointHook):
+    """mmengine's hook of the same name, whose newest checkpoint is whole at any moment.
+
+    It takes the place of mmengine's in the scope ``mmseg``, with the same arguments and files. A
+    local checkpoint, and the file ``last_checkpoint``, is written aside, synced and renamed. The
+    oldest and the former best checkpoint are deleted when the new one is there, not before, for
+    which the disk needs room for one checkpoint more.
+
+    A run that was killed goes on with ``tools/train.py CONFIG --resume``.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Choose how to write, besides what mmengine does.
+
+        Args:
+            runner: The runner.
+        """
+        super().before_train(runner)
+        if self.file_client_args is None and type(self.file_backend) is LocalBackend:
+            self.backend_args = dict(backend='local_aside')
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            self.keep_ckpt_ids.append(step)
+            while len(self.keep_ckpt_ids) > self.max_keep_ckpts:
+                outdated.append(self._path_of(self.keep_ckpt_ids.popleft()))
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self.last_ckpt = self._path_of(step)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            self.filename_tmpl.format(step),
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            write_aside(self.last_ckpt.encode(), osp.join(runner.work_dir, 'last_checkpoint'))
+            for path in outdated:
+                self._delete(path)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        if not self.save_best:
+            return
+        # mmengine deletes the former best one first; it does not where there is none.
+        if 'best_ckpt_path' in vars(self):
+            former = {'': self.best_ckpt_path}
+            self.best_ckpt_path = None
+            super()._save_best_checkpoint(runner, metrics)
+            new = {'': self.best_ckpt_path}
+            self.best_ckpt_path = new[''] or former['']
+        else:
+            former = dict(self.best_ckpt_path_dict)
+            self.best_ckpt_path_dict.update(dict.fromkeys(former))
+            super()._save_best_checkpoint(runner, metrics)
+            new = dict(self.best_ckpt_path_dict)
+            self.best_ckpt_path_dict = {key: new[key] or former.get(key) for key in new}
+        for key, path in former.items():
+            if path and new[key] not in (None, path) and is_main_process():
+                self._delete(path)
+
+    def _path_of(self, step: int) -> str:
+        return str(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
+
+    def _delete(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # as deepspeed writes them
+            self.file_backend.rmtree(path)

@@ -1,0 +1,81 @@
+"""Builds a trained model for inference, the way the demos and the deployment tools do."""
+
+from __future__ import annotations
+
+import os.path as osp
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
+from mmseg.registry import DATASETS, MODELS
+from torch import nn
+
+from .config import forget_pretrained
+
+
+def load_model(cfg: Config, checkpoint: str, *, device: str = 'cpu') -> nn.Module:
+    """Build the model of a config with the weights of a checkpoint, ready for ``mmseg.apis``.
+
+    Unlike ``mmseg.apis.init_model`` it takes checkpoints without meta information as well, plain
+    state dicts among them, and refuses weights that do not fit.
+
+    Args:
+        cfg: Config. The model that is returned holds it as ``cfg``, with a ``test_pipeline`` for
+            whole images: without labels, and without :class:`EvalCenterCrop`, which cuts off what
+            the evaluation does not look at.
+        checkpoint: File, or an address that mmengine reads.
+        device: Where the model goes. Defaults to ``'cpu'``.
+
+    Returns:
+        The model in evaluation mode, with ``dataset_meta`` (``classes`` and ``palette``) from the
+        checkpoint or else from the test data set of the config.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: The weights do not fit the model.
+    """
+    if '://' not in checkpoint and not osp.isfile(checkpoint):
+        raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist.')
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    # The checkpoint brings all weights: pretrained ones need not be there.
+    forget_pretrained(cfg.model)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    _load_weights(model, content.get('state_dict', content), checkpoint)
+    model.dataset_meta = _dataset_meta(content.get('meta', {}), cfg)
+    cfg.test_pipeline = [
+        transform
+        for transform in cfg.test_dataloader.dataset.pipeline
+        if transform['type'] not in ('LoadAnnotations', 'LoadSegAnnotations', 'EvalCenterCrop')
+    ]
+    model.cfg = cfg
+    return model.to(device).eval()
+
+
+def _load_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) -> None:
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # shapes that differ, one a line below the first
+        shapes = ' '.join(str(error).split('\n')[1:4]).strip()
+        raise ValueError(f'checkpoint {checkpoint!r} does not fit the config: {shapes}') from error
+    for kind, names in (('lacks', missing), ('holds the unknown', unexpected)):
+        if names:
+            more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+            raise ValueError(
+                f'checkpoint {checkpoint!r} does not fit the config: it {kind} '
+                f'{", ".join(names[:3])}{more}; use the config it was trained with.'
+            )
+
+
+def _dataset_meta(meta: dict[str, Any], cfg: Config) -> dict[str, Any]:
+    """Classes and palette."""
+    known = meta.get('dataset_meta')
+    if not known:
+        dataset = cfg.test_dataloader.dataset
+        while 'dataset' in dataset or 'datasets' in dataset:  # wrappers such as ConcatDataset
+            dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+        # Only the class itself knows its classes; lazily built it has not looked for files yet.
+        known = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []}).metainfo
+    return {key: known[key] for key in ('classes', 'palette')}

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import yaml
+from mmseg.datasets import CityscapesDataset, PascalVOCDataset
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / 'tools/analysis_tools/paper_tables.py'
+DATA = yaml.safe_load(TOOL.with_suffix('.yml').read_text())
+VOC = list(PascalVOCDataset.METAINFO['classes'])
+CITYSCAPES = list(CityscapesDataset.METAINFO['classes'])
+OURS = 'cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513'
+R101 = 'deeplabv3plus_r101-d16_1xb6-88k_voc12aug-513x513'
+SCRATCH = 'dpanet-scratch_r101-d8_1xb8-112k_cityscapes-768x768'
+DPANET = 'dpanet_r101-d8_1xb8-112k_cityscapes-768x768'
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, TOOL, *map(str, arguments)], text=True, capture_output=True, check=False
+    )
+
+
+def validation(config, outputs, *, classes=VOC, iteration=88000, seed=0, split='val'):
+    """A line of iou.jsonl; an output's IoU rises by one from class to class, from its mIoU on."""
+    return json.dumps(
+        dict(
+            split=split,
+            iteration=iteration,
+            config=config,
+            seed=seed,
+            output=list(outputs)[-1],
+            classes=classes,
+            outputs={
+                name: dict(mIoU=miou, IoU=[None, *(miou + i for i in range(1, len(classes)))])
+                for name, miou in outputs.items()
+            },
+        )
+    )
+
+
+def write(work_dir, *lines):
+    work_dir.mkdir()
+    (work_dir / 'iou.jsonl').write_text('\n'.join(lines) + '\n')
+    return work_dir
+
+
+def tables(text):
+    """Rows of every table, by heading."""
+    found, title = {}, ''
+    for line in text.splitlines():
+        if line.startswith('#'):
+            title = line.lstrip('# ') if line.startswith('# ') else f'{title[:5]} {line[3:10]}'
+        elif line.startswith('|') and '---' not in line:
+            found.setdefault(title, []).append([cell.strip() for cell in line[1:-1].split('|')])
+    return found
+
+
+@pytest.fixture(scope='module')
+def work_dirs(tmp_path_factory):
+    """Two seeds of the paper's method, a single network, a DPANet."""
+    root = tmp_path_factory.mktemp('work_dirs')
+    return [
+        write(
+            root / 'seed1',
+            # The best validation is that of the chosen output, the last named one.
+            validation(OURS, dict(top=60.0, bottom=50.0, ensemble=62.0), iteration=8000, seed=1),
+            validation(OURS, dict(top=40.0, bottom=45.0, ensemble=70.0), iteration=80000, seed=1),
+            validation(OURS, dict(top=61.0, bottom=60.0, ensemble=69.0), iteration=88000, seed=5),
+            validation(OURS, dict(top=90.0, bottom=90.0, ensemble=90.0), split='test', seed=1),
+        ),
+        write(root / 'seed2', validation(OURS, dict(top=43.0, bottom=45.0, ensemble=70.5), seed=2)),
+        write(root / 'single', validation(R101, dict(r101=55.5), classes=VOC[::-1])),
+        write(root / 'dpanet', validation(SCRATCH, dict(prediction=61.25), classes=CITYSCAPES)),
+    ]
+
+
+def test_measured_stands_beside_printed(work_dirs, tmp_path):
+    done = run(*work_dirs, '--csv', tmp_path / 'all.csv', '--png', tmp_path / 'all.png')
+    assert done.returncode == 0, done.stderr
+    found = tables(done.stdout)
+    assert list(found) == [
+        *('Ikedo Table 1', 'Ikedo Table 3', 'Ikedo Table 5'),
+        *('Sun a Table 2', 'Sun a Table 3', 'Sun a Table 4', 'Sun a Table 5'),
+    ]
+    header, *rows = found['Ikedo Table 1']
+    assert header[:5] == ['Method', 'Network', '', 'Background', 'Bicycle']
+    assert header[-2:] == ['Train', 'Mean IoU']
+    by_name = {tuple(row[:3]): row[3:] for row in rows}
+    paper = by_name['Ours', 'Top', 'paper']
+    assert [paper[0], paper[1], paper[-2], paper[-1]] == ['95.2', '42.9', '92.0', '81.5']
+    # Seeds: mean and sample deviation, of the best validation by the ensemble.
+    ours = by_name['Ours', 'Top', 'measured']
+    deviation = statistics.stdev([40, 43])
+    assert ours[-1] == f'41.50 ± {deviation:.2f} (n = 2)'
+    assert ours[0] == '-'  # background occurs nowhere
+    assert ours[1] == f'{41.5 + VOC.index("bicycle"):.1f} ± {deviation:.1f}'
+    assert by_name['Ours', 'Bottom', 'measured'][-1] == '45.00 ± 0.00 (n = 2)'
+    # Not in the paper, but run.
+    assert ('Ours', 'Ensemble', 'paper') not in by_name
+    assert by_name['Ours', 'Ensemble', 'measured'][-1].startswith('70.25')
+    # The order of the run's classes does not matter.
+    single = by_name['Single network', 'ResNet-101', 'measured']
+    assert single[header.index('Sheep') - 3] == f'{55.5 + VOC[::-1].index("sheep"):.1f}'
+    assert single[-1] == '55.50'
+    assert by_name['Conventional method', 'Top', 'measured'] == [''] * 21 + ['not run']
+    assert found['Ikedo Table 3'][1:] == [
+        ['DeepLabV3+', 'ResNet-101', '75.1', 'not run'],
+        ['DeepLabV3+', 'Xception-65', '76.2', 'not run'],
+        ['Ours', 'ResNet-101 + Xception-65', '78.2', 'not run'],
+    ]
+    assert found['Ikedo Table 5'][1:] == [
+        ['', '', '80.36', 'not run'],
+        ['yes', '', '80.52', 'not run'],
+        ['yes', 'yes', '81.51', ours[-1]],
+    ]
+    # One and the same run stands in two tables.
+    assert found['Sun a Table 3'][3][-2:] == ['63.91', '61.25']
+    assert found['Sun a Table 4'][4][-2:] == ['62.0', '61.25']
+    assert found['Sun a Table 2'][-1] == ['DPANet', 'ResNet-101', '70.1', 'not run']
+    assert found['Sun a Table 5'][-1] == ['DPANet', 'ResNeSt-101', '68.9', 'not run']
+
+    with (tmp_path / 'all.csv').open() as file:
+        lines = list(csv.DictReader(file))
+    (line,) = [
+        line
+        for line in lines
+        if (line['table'], line['config'], line['output']) == ('1', OURS, 'top')
+        and line['quantity'] == 'bicycle'
+    ]
+    assert (line['printed'], line['runs']) == ('42.9', '2')
+    assert float(line['measured']) == pytest.approx(41.5 + VOC.index('bicycle'))
+    assert float(line['std']) == pytest.approx(deviation, abs=1e-4)
+    picture = cv2.imread(str(tmp_path / 'all.png'))
+    for color in ((154, 154, 154), (178, 114, 0)):  # printed and measured bars, BGR
+        assert (picture == color).all(axis=2).sum() > 1000
+
+
+def test_a_paper_can_be_chosen_and_nothing_need_be_run(tmp_path):
+    done = run('--tables', 'dpanet', '--server', f'{DPANET}=70.5')
+    assert done.returncode == 0, done.stderr
+    found = tables(done.stdout)
+    assert [title[-1] for title in found] == ['2', '3', '4', '5']
+    assert found['Sun a Table 2'][-2:] == [
+        ['DPANet', 'ResNet-50', '64.2', 'not run'],
+        ['DPANet', 'ResNet-101', '70.1', '70.50'],
+    ]
+
+
+def test_rows_name_configs_and_classes_that_exist():
+    assert set(DATA['classes']['voc']) == set(VOC)
+    assert set(DATA['classes']['cityscapes']) == set(CITYSCAPES)
+    configs = {path.stem for path in ROOT.glob('configs/[!_]*/*.py')}
+    rows = [
+        row
+        for paper in DATA['papers'].values()
+        for table in paper['tables']
+        for row in (*table['rows'], *table.get('further', ()))
+    ]
+    named = {row['config'] for row in rows if 'config' in row}
+    assert named <= configs
+    # Whatever is trained on VOC or Cityscapes has a row.
+    assert {name for name in configs - named if 'camvid' not in name} == set()
+
+
+def test_printed_means_are_those_of_the_printed_classes():
+    """As far as they are: two rows of the paper contradict themselves, and a note says so."""
+    found = tables(run('--tables', 'cross-coop').stdout)['Ikedo Table 1'][1:]
+    printed = [row for row in found if row[2] == 'paper']
+    notes = {tuple(row['cells']): row.get('note', '') for row in table_one()['rows']}
+    assert len(printed) == len(notes) == 9
+    for method, network, _, *figures in printed:
+        *classes, mean = map(float, figures)
+        exact = statistics.mean(classes)
+        note = notes[method, network]
+        # Each printed class is right to 0.05, hence their mean, and so is the printed mean.
+        if abs(exact - mean) > 0.1:
+            assert f'the mean of the printed classes is {exact:.1f}, not {mean}' in note
+        else:
+            assert not note
+
+
+def table_one():
+    return DATA['papers']['cross-coop']['tables'][0]
+
+
+def test_every_row_of_the_papers_has_a_printed_figure(tmp_path):
+    assert run('--csv', tmp_path / 'all.csv').returncode == 0
+    with (tmp_path / 'all.csv').open() as file:
+        rows = [row for row in csv.DictReader(file) if row['quantity'] == 'mIoU']
+    expected = [
+        len(table['rows']) for paper in DATA['papers'].values() for table in paper['tables']
+    ]
+    assert len(rows) == sum(expected)  # those without a figure would have been dropped
+    assert all(50 < float(row['printed']) < 90 for row in rows)
+
+
+def test_a_run_that_is_not_finished_is_taken_only_on_demand(tmp_path):
+    work_dir = write(tmp_path / 'run', validation(R101, dict(r101=55.5), iteration=40000))
+    (work_dir / f'{R101}.py').write_text('train_cfg = dict(max_iters=88000)\n')
+    done = run(work_dir)
+    assert done.returncode == 1
+    assert f'{work_dir}: validated at iteration 40000 of 88000' in done.stderr
+    done = run(work_dir, '--unfinished')
+    assert done.returncode == 0
+    assert '55.50' in done.stdout
+    assert f'note: {work_dir}: validated at iteration 40000 of 88000' in done.stderr
+
+
+GOOD = validation(OURS, dict(top=60.0, bottom=60.0, ensemble=60.0))
+
+
+@pytest.mark.parametrize(
+    ('lines', 'message'),
+    [
+        (None, 'holds no results: there is no iou.jsonl'),
+        ([''], 'line 1 of .*iou.jsonl is cut short or damaged'),
+        ([GOOD, GOOD[:200]], 'line 2 of .*iou.jsonl is cut short or damaged'),
+        ([GOOD.replace('null, ', '', 1)], "output 'top' has not one IoU a class"),
+        ([GOOD.replace('"seed": 0, ', '')], 'it lacks seed'),
+        ([validation(OURS, dict(top=60.0), split='test')], 'holds no validation'),
+        (
+            [validation(OURS, dict(top=60.0, ensemble=61.0), classes=CITYSCAPES)],
+            r"the classes of the run .* are not those of table 1: lacking \['aeroplane', .*"
+            r"unknown \['building'",
+        ),
+        ([validation(OURS, dict(left=60.0))], "table 1 needs output 'top' of cross-coop_x65-r101"),
+        ([validation(OURS[:-3], dict(top=60.0))], f'no table has a row .* Did you mean {OURS}'),
+        (
+            [GOOD, validation(OURS, dict(top=60.0), iteration=8000, seed=7)],
+            'holds several runs: .* seed 0, then .* seed 7',
+        ),
+    ],
+)
+def test_bad_runs_are_named_and_nothing_is_written(lines, message, tmp_path, work_dirs):
+    work_dir = tmp_path / 'bad'
+    work_dir.mkdir() if lines is None else write(work_dir, *lines)
+    old = tmp_path / 'old.csv'
+    old.write_text('old')
+    done = run(*work_dirs[:1], work_dir, '--csv', old, '--png', tmp_path / 'new.png', '--force')
+    assert done.returncode == 1
+    assert done.stdout == ''
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('error: ')
+    assert str(work_dir) in line
+    assert re.search(message, line), line
+    assert old.read_text() == 'old'
+    assert not (tmp_path / 'new.png').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['gone'], "work dir 'gone' does not exist"),
+        (['{single}', '{single}'], "single' is given twice"),
+        (['--csv', '{old}'], 'exists; choose another name or add --force'),
+        (['--png', '{old}'], 'exists; choose another name or add --force'),
+        (['--csv', 'gone/new.csv'], "folder 'gone' for 'new.csv' does not exist"),
+        (['--server', 'dpanet=70'], "--server takes CONFIG=MIOU .*, not 'dpanet=70'"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(arguments, message, tmp_path, work_dirs):
+    old = tmp_path / 'old'
+    old.write_text('old')
+    words = [word.format(single=work_dirs[2], old=old) for word in arguments]
+    done = run(*words)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.search(f'^error: .*{message}', line), line
+    assert old.read_text() == 'old'
+
+
+def test_files_are_overwritten_on_demand(tmp_path):
+    old = tmp_path / 'old.csv'
+    old.write_text('old')
+    assert run('--csv', old, '--force').returncode == 0
+    assert old.read_text().startswith('paper,table,row')

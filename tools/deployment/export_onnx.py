@@ -1,0 +1,424 @@
+"""Export a trained model as one self-contained ONNX file, checked against PyTorch first.
+
+The graph takes `image`, float32 RGB of 0 to 255, (N, 3, H, W), and normalises it itself. It returns
+one array of logits an output, (N, classes, H, W), under the output's name: every network's and
+`ensemble`, or `prediction` for a model with a single output. Classes, palette and the resizing of
+the test pipeline lie in the file's metadata; onnx_inference.py needs nothing else.
+
+Sizes are fixed unless --dynamic is given. Models that are evaluated with a sliding window are
+exported for the whole image, or one window, at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from torch import Tensor, nn
+
+from mmseg_coop import __version__
+from mmseg_coop.utils import load_config, short_errors
+from mmseg_coop.utils.load_model import load_model
+
+Size = tuple[int, int]
+#: Takes images (N, 3, H, W), float32 RGB of 0 to 255, and returns the logits in the outputs' order.
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+#: The smallest and largest side that a dynamic graph from torch.export takes.
+SIDES = (32, 8192)
+
+
+def size(text: str) -> Size:
+    """Read HEIGHTxWIDTH."""
+    try:
+        height, width = (int(side) for side in text.split('x'))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'takes HEIGHTxWIDTH such as 513x513, not {text!r}'
+        ) from None
+    if min(height, width) < SIDES[0]:
+        raise argparse.ArgumentTypeError(f'takes sides of at least {SIDES[0]}, not {text!r}')
+    return height, width
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of the model')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out', type=Path, metavar='FILE.onnx', help='default: beside the checkpoint, .onnx'
+    )
+    parser.add_argument(
+        '--size', type=size, metavar='HxW', help='size of the image; default: crop of the config'
+    )
+    parser.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='take images of any size (and batches of any size with the trace exporter)',
+    )
+    parser.add_argument(
+        '--outputs', nargs='+', metavar='NAME', help='outputs to export; default: all'
+    )
+    parser.add_argument(
+        '--exporter',
+        choices=['trace', 'dynamo'],
+        default='trace',
+        help="torch's exporter: by tracing, or through torch.export (torch >= 2.5); default: trace",
+    )
+    parser.add_argument('--opset', type=int, help='default: 17 by tracing, 18 through torch.export')
+    parser.add_argument(
+        '--program',
+        action='store_true',
+        help='also write what torch.export makes of the model, as FILE.pt2 (torch >= 2.4)',
+    )
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=1e-4,
+        help='largest difference to PyTorch, relative to the largest logit (or to 1, if the logits '
+        'are smaller); default: 1e-4',
+    )
+    parser.add_argument('--overwrite', action='store_true', help='replace files that exist')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config',
+    )
+    return parser.parse_args()
+
+
+class DeployedModel(nn.Module):
+    """A segmentor with its normalisation, from RGB images to the logits of its outputs.
+
+    Args:
+        model: The segmentor.
+        outputs: Names of the outputs it returns, in order.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = list(outputs)
+        preprocessor = model.data_preprocessor
+        mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
+        self.register_buffer('mean', torch.zeros(3, 1, 1) if mean is None else mean.clone())
+        self.register_buffer('std', torch.ones(3, 1, 1) if std is None else std.clone())
+        cfg = model.cfg.model.data_preprocessor
+        # Files are loaded as BGR: without a conversion that is what the networks have learned on.
+        self.takes_bgr = not (cfg.get('bgr_to_rgb') or cfg.get('rgb_to_bgr'))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Run.
+
+        Args:
+            image: RGB of 0 to 255, ``(N, 3, H, W)``.
+
+        Returns:
+            Logits of every output, ``(N, C, H, W)``.
+        """
+        x = (image.flip(1) if self.takes_bgr else image) - self.mean
+        logits = self.model.encode_decode(x / self.std, [dict(img_shape=image.shape[2:])])
+        split = split_outputs(self.model, logits)
+        return tuple(split[name] for name in self.outputs)
+
+
+def split_outputs(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+    """Outputs of a model by name, from what its ``encode_decode`` returns."""
+    if hasattr(model, 'split_outputs'):
+        return model.split_outputs(logits)
+    return dict(prediction=logits)
+
+
+def choose_outputs(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
+    """Names of the outputs to export.
+
+    Args:
+        model: The segmentor.
+        wanted: Names from the command line, or None for all.
+
+    Returns:
+        The names in the order of the model.
+
+    Raises:
+        ValueError: There is no such output.
+    """
+    available = list(getattr(model, 'output_names', ['prediction']))
+    for name in wanted or ():
+        if name not in available:
+            raise ValueError(f'output {name!r} is unknown; the model has {available}.')
+    return [name for name in available if wanted is None or name in wanted]
+
+
+def metadata(cfg: Config, model: nn.Module, deployed: DeployedModel) -> dict[str, str]:
+    """What an application has to know, all values as JSON.
+
+    Args:
+        cfg: Config.
+        model: The segmentor.
+        deployed: What is exported.
+
+    Returns:
+        ``classes``, ``palette`` (RGB), ``outputs``, ``chosen_output`` (what the config takes for
+        the prediction), ``resize`` (``scale``, width and height, and ``keep_ratio`` of the test
+        pipeline, or null), ``padding`` (RGB that the network sees as zero), ``threshold`` (of a
+        binary model with one channel, or null) and where the model comes from.
+    """
+    resize = next((t for t in cfg.test_pipeline if t['type'] == 'Resize' and 'scale' in t), None)
+    mean = deployed.mean.flatten().tolist()
+    binary = model.decode_head.out_channels == 1
+    values = dict(
+        classes=model.dataset_meta['classes'],
+        palette=[[int(value) for value in color] for color in model.dataset_meta['palette']],
+        outputs=deployed.outputs,
+        chosen_output=getattr(model, 'chosen_output', 'prediction'),
+        resize=resize and dict(scale=resize.scale, keep_ratio=resize.get('keep_ratio', False)),
+        padding=mean[::-1] if deployed.takes_bgr else mean,
+        threshold=model.decode_head.threshold if binary else None,
+        image='RGB, float32, 0 to 255, (N, 3, H, W)',
+        config=Path(cfg.filename).stem,
+        mmseg_coop=__version__,
+        torch=torch.__version__,
+    )
+    return {key: json.dumps(value) for key, value in values.items()}
+
+
+def free_sides() -> tuple[dict[int, Any]]:
+    """Dimensions of the image that torch.export leaves open."""
+    low, high = SIDES
+    names = {2: 'height', 3: 'width'}
+    return ({dim: torch.export.Dim(name, min=low, max=high) for dim, name in names.items()},)
+
+
+def export_onnx(
+    deployed: DeployedModel, example: Tensor, file: Path, args: argparse.Namespace
+) -> None:
+    """Write the ONNX file.
+
+    Args:
+        deployed: What is exported.
+        example: An image.
+        file: Where to write.
+        args: The command line.
+    """
+    common = dict(input_names=['image'], output_names=deployed.outputs)
+    if args.exporter == 'dynamo':
+        torch.onnx.export(
+            deployed,
+            (example,),
+            str(file),
+            dynamo=True,
+            dynamic_shapes=free_sides() if args.dynamic else None,
+            opset_version=args.opset or 18,
+            external_data=False,  # one file holds all
+            verbose=False,
+            **common,
+        )
+        return
+    axes = {0: 'batch', 2: 'height', 3: 'width'}
+    with warnings.catch_warnings():
+        # The old exporter says that it is old, and where Python decides on a size. What it decides
+        # is checked below, at a size that was not traced.
+        warnings.simplefilter('ignore')
+        torch.onnx.export(
+            deployed,
+            (example,),
+            str(file),
+            dynamic_axes=dict.fromkeys(('image', *deployed.outputs), axes)
+            if args.dynamic
+            else None,
+            opset_version=args.opset or 17,
+            **common,
+            # torch 2.1 to 2.4 know no other exporter under this name
+            **(dict(dynamo=False) if 'dynamo' in _parameters(torch.onnx.export) else {}),
+        )
+
+
+def export_program(
+    deployed: DeployedModel, example: Tensor, file: Path, dynamic: bool, values: dict[str, str]
+) -> None:
+    """Write the program of ``torch.export``, with the metadata as its extra file metadata.json."""
+    program = torch.export.export(
+        deployed, (example,), dynamic_shapes=free_sides() if dynamic else None
+    )
+    torch.export.save(program, file, extra_files={'metadata.json': json.dumps(values)})
+
+
+def onnx_runner(file: Path, outputs: Sequence[str]) -> Run:
+    """Run an ONNX file with onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+    return lambda image: session.run(list(outputs), {'image': image})
+
+
+def program_runner(file: Path) -> Run:
+    """Run a saved program."""
+    module = torch.export.load(file).module()
+    return lambda image: [logits.numpy() for logits in module(torch.from_numpy(image))]
+
+
+@torch.no_grad()
+def check(run: Run, model: nn.Module, outputs: Sequence[str], shapes: list[Size], *, batch: int,
+          tolerance: float, what: str) -> None:  # fmt: skip
+    """Compare an exported model with PyTorch, preprocessing included.
+
+    Args:
+        run: The exported model.
+        model: The segmentor.
+        outputs: Names of its outputs, in order.
+        shapes: Sizes of the random images to compare on.
+        batch: Images at a time.
+        tolerance: See the command line.
+        what: Name of the format, for the message.
+
+    Raises:
+        ValueError: They differ, or the exported model does not run.
+    """
+    generator = np.random.default_rng(0)
+    for height, width in shapes:
+        rgb = generator.integers(0, 256, (batch, 3, height, width), dtype=np.uint8)
+        bgr = [torch.from_numpy(image[::-1].copy()) for image in rgb]
+        x = model.data_preprocessor(dict(inputs=bgr))['inputs']
+        expected = split_outputs(model, model.encode_decode(x, [dict(img_shape=x.shape[2:])]))
+        where = f'{what}, {batch} x 3 x {height} x {width}'
+        try:
+            found = run(rgb.astype(np.float32))
+        except Exception as error:  # onnxruntime's and torch's own types, which share no base
+            reason = ' '.join(str(error).split())[:300]
+            raise ValueError(f'{where}: the exported model does not run: {reason}') from error
+        for name, logits in zip(outputs, found, strict=True):
+            reference = expected[name].numpy()
+            if logits.shape != reference.shape:
+                raise ValueError(
+                    f'{where}: {name} has shape {logits.shape}, not {reference.shape}.'
+                )
+            difference = np.abs(logits - reference).max()
+            relative = float(difference / max(1.0, np.abs(reference).max()))
+            print(f'{where}: {name} differs from PyTorch by {relative:.1e}', flush=True)
+            if not relative <= tolerance:  # also catches what is not a number
+                raise ValueError(
+                    f'{where}: {name} differs from PyTorch by {relative:.1e}, allowed are '
+                    f'{tolerance:.1e} (--tolerance); nothing was written.'
+                )
+
+
+def require(args: argparse.Namespace) -> None:
+    """Check that what the export needs is installed.
+
+    Args:
+        args: The command line.
+
+    Raises:
+        ValueError: Something is missing.
+    """
+    packages = ['onnx', 'onnxruntime'] + ['onnxscript'] * (args.exporter == 'dynamo')
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f'the export needs {" and ".join(missing)}: pip install {" ".join(missing)}'
+        )
+    if args.exporter == 'dynamo' and 'external_data' not in _parameters(torch.onnx.export):
+        raise ValueError(
+            f'--exporter dynamo needs torch >= 2.5, this is {torch.__version__}; use trace.'
+        )
+    if args.program and 'dynamic_shapes' not in _parameters(getattr(torch.export, 'export', None)):
+        raise ValueError(f'--program needs torch >= 2.4, this is {torch.__version__}.')
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters) if function else set()
+
+
+def target_files(args: argparse.Namespace) -> list[Path]:
+    """Files to write.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The ONNX file, and the program's if it is wanted.
+
+    Raises:
+        ValueError: A name has another ending.
+        FileExistsError: A file exists.
+    """
+    out = args.out or Path(args.checkpoint).with_suffix('.onnx')
+    if out.suffix != '.onnx':
+        raise ValueError(f'--out {str(out)!r} has to end in .onnx.')
+    files = [out, out.with_suffix('.pt2')] if args.program else [out]
+    for file in files:
+        if file.exists() and not args.overwrite:
+            raise FileExistsError(f'{str(file)!r} exists; name another with --out, or --overwrite.')
+    return files
+
+
+def main() -> None:
+    """Export, check and only then put the files in their place."""
+    args = parse_args()
+    with short_errors():
+        require(args)
+        files = target_files(args)
+        cfg = load_config(args.config, cfg_options=args.cfg_options)
+        height, width = args.size or cfg.get('crop_size') or (0, 0)
+        if not height:
+            raise ValueError('the config has no crop_size; give --size HxW.')
+        model = load_model(cfg, args.checkpoint)
+        outputs = choose_outputs(model, args.outputs)
+    deployed = DeployedModel(model, outputs).eval()
+    values = metadata(cfg, model, deployed)
+    shapes = [(height, width)]
+    if args.dynamic:  # another size, odd and in other proportions
+        shapes.append((max(SIDES[0], height * 3 // 4) | 1, (width + 18) | 1))
+    free_batch = args.dynamic and args.exporter == 'trace'
+    example = torch.rand(2 if free_batch else 1, 3, height, width) * 255
+
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    # Written beside the target, checked, then renamed: no half or wrong file is ever left.
+    with tempfile.TemporaryDirectory(dir=files[0].parent, prefix='.export-') as folder, \
+            torch.no_grad():  # fmt: skip
+        parts = [Path(folder, file.name) for file in files]
+        export_onnx(deployed, example, parts[0], args)
+        add_metadata(parts[0], values)
+        runners = {'ONNX': (onnx_runner(parts[0], outputs), 2 if free_batch else 1)}
+        if args.program:
+            export_program(deployed, example[:1], parts[1], args.dynamic, values)
+            runners['torch.export'] = (program_runner(parts[1]), 1)
+        with short_errors():
+            for what, (run, batch) in runners.items():
+                check(run, model, outputs, shapes, batch=batch, tolerance=args.tolerance, what=what)
+        del runners, run  # they keep the files open
+        for part, file in zip(parts, files, strict=True):
+            os.replace(part, file)
+            print(f'{file}: {file.stat().st_size / 2**20:.1f} MiB, outputs {", ".join(outputs)}')
+
+
+def add_metadata(file: Path, values: dict[str, str]) -> None:
+    """Write the metadata into an ONNX file and check that the file is valid."""
+    import onnx
+
+    content = onnx.load(str(file))
+    onnx.helper.set_model_props(content, values)
+    onnx.checker.check_model(content)
+    onnx.save(content, str(file))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,278 @@
+"""Segment images with a model that export_onnx.py has written.
+
+Needs numpy, opencv-python and onnxruntime only, and this file works on its own. Images are resized
+as in the model's test pipeline (or to fit into the graph, if its size is fixed), and the logits are
+resized back. For every image it writes one picture: the image and every output laid over it, with a
+legend of the classes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+
+Array = np.ndarray[Any, Any]
+
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+FONT, BAR, GAP, MIN_PANEL = cv2.FONT_HERSHEY_SIMPLEX, 22, 4, 240  # sizes in pixels
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('model', help='ONNX file')
+    parser.add_argument('images', nargs='+', help='images, or folders of images')
+    parser.add_argument('--out', type=Path, required=True, help='folder for the pictures')
+    parser.add_argument('--outputs', nargs='+', metavar='NAME', help='which outputs; default: all')
+    parser.add_argument(
+        '--labels', action='store_true', help='also write the label maps, as OUT/OUTPUT/NAME.png'
+    )
+    parser.add_argument(
+        '--opacity', type=float, default=0.5, help='of the classes, 0 to 1; default: 0.5'
+    )
+    parser.add_argument('--overwrite', action='store_true', help='replace pictures that exist')
+    parser.add_argument(
+        '--providers',
+        nargs='+',
+        metavar='NAME',
+        help='execution providers of onnxruntime, e.g. CUDAExecutionProvider; default: the first '
+        'that is available',
+    )
+    args = parser.parse_args()
+    if not 0 <= args.opacity <= 1:
+        parser.error(f'--opacity takes 0 to 1, not {args.opacity}')
+    return args
+
+
+class Model:
+    """An exported model with what its metadata says.
+
+    Args:
+        path: ONNX file.
+        outputs: Names of the outputs to compute, or None for all.
+        providers: Execution providers, or None for the first that is available.
+
+    Raises:
+        ValueError: The file, an output or a provider does not fit.
+    """
+
+    def __init__(
+        self, path: str, outputs: Sequence[str] | None, providers: Sequence[str] | None
+    ) -> None:
+        available = onnxruntime.get_available_providers()
+        for provider in providers or ():
+            if provider not in available:
+                raise ValueError(f'provider {provider!r} is not available; there are {available}.')
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=providers or available)
+        except Exception as error:  # onnxruntime's own types, which share no base
+            raise ValueError(
+                f'{path!r} cannot be loaded: {" ".join(str(error).split())}'
+            ) from error
+        stored = self.session.get_modelmeta().custom_metadata_map
+        if 'classes' not in stored:
+            raise ValueError(f'{path!r} holds no class names; write it with export_onnx.py.')
+        self.info = {key: json.loads(value) for key, value in stored.items()}
+        for name in outputs or ():
+            if name not in self.info['outputs']:
+                raise ValueError(
+                    f'output {name!r} is unknown; the model has {self.info["outputs"]}.'
+                )
+        self.outputs = [n for n in self.info['outputs'] if outputs is None or n in outputs]
+        height, width = self.session.get_inputs()[0].shape[2:]
+        #: Height and width of the graph, or None if they are free.
+        self.size = (height, width) if isinstance(height, int) else None
+
+    def __call__(self, image: Array) -> dict[str, Array]:
+        """Segment an image.
+
+        Args:
+            image: BGR, ``(H, W, 3)``, uint8, as OpenCV reads it.
+
+        Returns:
+            Label map of every output, ``(H, W)``, uint8.
+        """
+        height, width = image.shape[:2]
+        x, (used_height, used_width) = self._prepare(image)
+        labels = {}
+        for name, logits in zip(
+            self.outputs, self.session.run(self.outputs, {'image': x}), strict=True
+        ):
+            scores = logits[0, :, :used_height, :used_width].transpose(1, 2, 0)
+            scores = cv2.resize(np.ascontiguousarray(scores), (width, height))
+            if self.info['threshold'] is not None:  # OpenCV drops the axis of a single channel
+                label_map = 1 / (1 + np.exp(-scores)) > self.info['threshold']
+            else:
+                label_map = scores.argmax(axis=2)
+            labels[name] = label_map.astype(np.uint8)
+        return labels
+
+    def _prepare(self, image: Array) -> tuple[Array, tuple[int, int]]:
+        """Input of the graph, ``(1, 3, h, w)``, and the part of it that shows the image."""
+        height, width = image.shape[:2]
+        resize = self.info['resize']
+        if self.size is not None:
+            scale = min(self.size[0] / height, self.size[1] / width)
+            target = (round(width * scale), round(height * scale))
+        elif resize is None:
+            target = (width, height)
+        elif resize['keep_ratio']:
+            # The long side of the image into the long one of the scale, the short into the short.
+            short, long = sorted(resize['scale'])
+            scale = min(long / max(height, width), short / min(height, width))
+            target = (int(width * scale + 0.5), int(height * scale + 0.5))
+        else:
+            target = tuple(resize['scale'])
+        if target != (width, height):
+            image = cv2.resize(image, target)
+        x = image[..., ::-1].astype(np.float32)
+        if self.size is not None:
+            padded = np.empty((*self.size, 3), np.float32)
+            padded[:] = self.info['padding']
+            padded[: target[1], : target[0]] = x
+            x = padded
+        return np.ascontiguousarray(x.transpose(2, 0, 1)[None]), (target[1], target[0])
+
+
+def find_images(paths: Sequence[str]) -> Iterator[Path]:
+    """Images among files and folders."""
+    for path in map(Path, paths):
+        if path.is_file():
+            yield path
+        elif path.is_dir():
+            files = [f for f in sorted(path.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES]
+            if not files:
+                raise ValueError(
+                    f'folder {str(path)!r} holds no image ({" ".join(IMAGE_SUFFIXES)}).'
+                )
+            yield from files
+        else:
+            raise ValueError(f'{str(path)!r} does not exist.')
+
+
+def draw(image: Array, labels: dict[str, Array], info: dict[str, Any], opacity: float) -> Array:
+    """Draw the image and its outputs side by side over a legend.
+
+    Args:
+        image: BGR, ``(H, W, 3)``.
+        labels: Label map of every output, ``(H, W)``.
+        info: Metadata of the model.
+        opacity: Of the classes, 0 to 1.
+
+    Returns:
+        The picture, BGR.
+    """
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(info['palette'])] = np.array(info['palette'], np.uint8)[:, ::-1]
+    panels = {'input': image}
+    for name, label_map in labels.items():
+        panels[name] = cv2.addWeighted(image, 1 - opacity, colors[label_map], opacity, 0)
+    scale = max(1, math.ceil(MIN_PANEL / image.shape[0]))
+    row = []
+    for name, panel in panels.items():
+        enlarged = cv2.resize(panel, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        bar = np.full((BAR, enlarged.shape[1], 3), 255, np.uint8)
+        cv2.putText(bar, name, (GAP, BAR - 7), FONT, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        row += [
+            np.concatenate([bar, enlarged]),
+            np.full((BAR + len(enlarged), GAP, 3), 255, np.uint8),
+        ]
+    picture = np.concatenate(row[:-1], axis=1)
+
+    column = 40 + max(cv2.getTextSize(name, FONT, 0.45, 1)[0][0] for name in info['classes'])
+    columns = max(1, picture.shape[1] // column)
+    rows = math.ceil(len(info['classes']) / columns)
+    legend = np.full((rows * BAR + GAP, picture.shape[1], 3), 255, np.uint8)
+    for index, name in enumerate(info['classes']):
+        x, y = (index % columns) * column + GAP, (index // columns) * BAR + GAP
+        cv2.rectangle(legend, (x, y), (x + 22, y + 14), colors[index].tolist(), -1)
+        cv2.putText(legend, name, (x + 28, y + 12), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([picture, legend])
+
+
+def targets(images: Sequence[Path], model: Model, args: argparse.Namespace) -> None:
+    """Check that no file would be overwritten.
+
+    Args:
+        images: Images.
+        model: The model.
+        args: The command line.
+
+    Raises:
+        ValueError: A picture exists, or two images share a name.
+    """
+    sources: dict[str, Path] = {}
+    for image in images:
+        other = sources.setdefault(image.stem, image)
+        if other is not image:
+            raise ValueError(f'{image} and {other} would write the same picture; run them apart.')
+        for folder in ['.', *(model.outputs if args.labels else [])]:
+            file = args.out / folder / f'{image.stem}.png'
+            if file.exists() and not args.overwrite:
+                raise ValueError(f'{str(file)!r} exists; choose another --out, or --overwrite.')
+
+
+def write(file: Path, picture: Array) -> None:
+    """Write a PNG file, in a folder that need not exist yet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(file), picture):
+        raise ValueError(f'{str(file)!r} cannot be written.')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Segment all images.
+
+    Args:
+        args: The command line.
+
+    Raises:
+        ValueError: Something on the command line does not fit.
+    """
+    model = Model(args.model, args.outputs, args.providers)
+    images = list(find_images(args.images))
+    targets(images, model, args)
+    seconds = 0.0
+    for path in images:
+        # Not imread: on Windows it takes no name beyond ASCII.
+        image = (
+            cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+            if path.stat().st_size
+            else None
+        )
+        if image is None:
+            raise ValueError(f'{str(path)!r} is not an image that OpenCV reads.')
+        start = time.perf_counter()
+        labels = model(image)
+        seconds += time.perf_counter() - start
+        write(args.out / f'{path.stem}.png', draw(image, labels, model.info, args.opacity))
+        if args.labels:
+            for name, label_map in labels.items():
+                write(args.out / name / f'{path.stem}.png', label_map)
+    print(
+        f'{len(images)} images, outputs {", ".join(model.outputs)}, '
+        f'{1000 * seconds / len(images):.1f} ms an image; pictures in {args.out}'
+    )
+
+
+def main() -> None:
+    """Segment and end with one line where the command line does not fit."""
+    try:
+        run(parse_args())
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
