@@ -7,8 +7,6 @@ import os.path as osp
 import sys
 
 from mmengine.config import Config
-from mmengine.runner import Runner
-from mmseg.registry import RUNNERS
 
 from mmseg_coop.engine import CheckpointError
 from mmseg_coop.utils import (
@@ -16,7 +14,6 @@ from mmseg_coop.utils import (
     check_data,
     export_local_rank,
     forget_pretrained,
-    init_cpu_process_group,
     load_config,
     short_errors,
 )
@@ -99,8 +96,7 @@ def main() -> None:
     export_local_rank(args)
     with short_errors():
         cfg = prepare(args)
-    init_cpu_process_group(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     try:
         runner.test()
     except CheckpointError as error:  # it says all there is to say

@@ -8,15 +8,12 @@ import sys
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import Runner
-from mmseg.registry import RUNNERS
 
 from mmseg_coop.engine import CheckpointError
 from mmseg_coop.utils import (
     add_run_arguments,
     check_data,
     export_local_rank,
-    init_cpu_process_group,
     load_config,
     short_errors,
 )
@@ -88,8 +85,7 @@ def main() -> None:
     export_local_rank(args)
     with short_errors():
         cfg = prepare(args)
-    init_cpu_process_group(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     try:
         runner.train()
     except CheckpointError as error:  # it says all there is to say

@@ -8,14 +8,14 @@ from mmseg.utils import register_all_modules
 from .cli import add_run_arguments, export_local_rank, short_errors
 from .config import forget_pretrained, load_config
 from .data_check import check_data
-from .launch import init_cpu_process_group
+from .launch import build_runner
 
 __all__ = [
     'add_run_arguments',
+    'build_runner',
     'check_data',
     'export_local_rank',
     'forget_pretrained',
-    'init_cpu_process_group',
     'load_config',
     'register_all_modules',
     'short_errors',

@@ -13,7 +13,9 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, MODELS
+from mmseg.structures import SegDataSample
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools/analysis_tools'
@@ -162,7 +164,7 @@ def test_the_most_different_frames_of_a_pair(setting, expected, tmp_path, tool):
             assert ((drawn == color).all(axis=2) == (area & labelled)).all()
         assert (drawn[~labelled] == 0).all()
         image = mmcv.imread(
-            str(setting[0] / f'data/img_dir/test/{row["frame"]}.jpg'), channel_order='rgb'
+            str(setting[0] / f'data/img_dir/val/{row["frame"]}.jpg'), channel_order='rgb'
         )
         assert (panel(row['picture'], 0, 0) == image).all()
         palette = np.array(setting[1]['pair'][3].metainfo['palette'] + [[0, 0, 0]] * 245)
@@ -288,10 +290,11 @@ def test_other_classes_and_sizes_are_refused(setting, tool):
     predict = two.predict
 
     def at_half_size(frame):
-        sample = predict(frame)
-        sample.gt_sem_seg.data = sample.gt_sem_seg.data[:, ::2, ::2]
-        sample.pred_sem_seg.data = sample.pred_sem_seg.data[:, ::2, ::2]
-        return sample
+        whole, half = predict(frame), SegDataSample()
+        for key in ('gt_sem_seg', 'pred_sem_seg'):
+            data = whole.get(key).data[:, ::2, ::2]
+            setattr(half, key, PixelData(data=data))
+        return half
 
     two.predict = at_half_size
     with pytest.raises(SystemExit, match='use configs with the same test pipeline'):

@@ -1,6 +1,6 @@
 # The other reading of the paper's learning rate: that of the backbone, with ten times as much for
-# the head and a weight decay of 5e-4. It goes with a loss divided by the batch size, which the config
-# of the model sets.
+# the head and a weight decay of 5e-4. It goes with a loss divided by the batch size, which the
+# config of the model sets.
 _base_ = './schedule_88k.py'
 optim_wrapper = dict(
     optimizer=dict(weight_decay=5e-4),

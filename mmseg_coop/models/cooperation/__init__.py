@@ -1,13 +1,14 @@
 """Cooperative paths between networks."""
 
 from .cooperation import Cooperation, Steps, run_alone
-from .fusions import ConcatFusion, GatedFusion, SumFusion
+from .fusions import ConcatFusion, Fusion, GatedFusion, SumFusion
 from .paths import CooperativePaths, resolve_topology
 
 __all__ = [
     'ConcatFusion',
     'Cooperation',
     'CooperativePaths',
+    'Fusion',
     'GatedFusion',
     'Steps',
     'SumFusion',

@@ -6,6 +6,7 @@ shares one interface and the configuration chooses.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,50 +17,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 
-@MODELS.register_module()
-class SumFusion(BaseModule):
-    """Element-wise sum of the own and the received feature maps, without parameters.
-
-    After a symmetric sum of two networks both hold the same map, which agrees with the nearly equal
-    top and bottom rows of Table 1 (81.5 and 81.3).
-
-    Args:
-        channels: Channels of every map. Not used here; part of the interface of fusions.
-        num_received: How many maps arrive. Not used here; part of the interface of fusions.
-        norm_cfg: Normalisation layer. Not used here; part of the interface of fusions.
-        act_cfg: Activation layer. Not used here; part of the interface of fusions.
-        init_cfg: Initialisation of the parameters. Defaults to None.
-    """
-
-    def __init__(
-        self,
-        *,
-        channels: int,
-        num_received: int,
-        norm_cfg: dict[str, Any] | None = None,
-        act_cfg: dict[str, Any] | None = None,
-        init_cfg: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(init_cfg)
-
-    def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
-        """Merge.
-
-        Args:
-            own: The receiver's map, ``(N, C, H, W)``.
-            received: The maps that arrived, each ``(N, C, H, W)``.
-
-        Returns:
-            The merged map, ``(N, C, H, W)``.
-        """
-        for feature in received:
-            own = own + feature
-        return own
-
-
-@MODELS.register_module()
-class ConcatFusion(BaseModule):
-    """Concatenation, reduced to the receiver's channels by a 1x1 convolution, norm and activation.
+class Fusion(BaseModule):
+    """What every fusion is told and has to do.
 
     Args:
         channels: Channels C of every map.
@@ -79,50 +38,78 @@ class ConcatFusion(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.channels = channels
+        self.num_received = num_received
+        self.norm_cfg = norm_cfg or dict(type='BN')
+        self.act_cfg = act_cfg or dict(type='ReLU')
+
+    @abstractmethod
+    def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
+        """Merge.
+
+        Args:
+            own: The receiver's map, ``(N, C, H, W)``.
+            received: The maps that arrived, each ``(N, C, H, W)``.
+
+        Returns:
+            The merged map, ``(N, C, H, W)``.
+        """
+
+
+@MODELS.register_module()
+class SumFusion(Fusion):
+    """Element-wise sum of the own and the received feature maps, without parameters.
+
+    After a symmetric sum of two networks both hold the same map, which agrees with the nearly equal
+    top and bottom rows of Table 1 (81.5 and 81.3). Its arguments are those of :class:`Fusion`.
+    """
+
+    def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
+        """Merge; see the base class."""
+        for feature in received:
+            own = own + feature
+        return own
+
+
+@MODELS.register_module()
+class ConcatFusion(Fusion):
+    """Concatenation, reduced to the receiver's channels by a 1x1 convolution, norm and activation.
+
+    Its arguments are those of :class:`Fusion`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.reduce = ConvModule(
-            channels * (1 + num_received),
-            channels,
+            self.channels * (1 + self.num_received),
+            self.channels,
             1,
-            norm_cfg=norm_cfg or dict(type='BN'),
-            act_cfg=act_cfg or dict(type='ReLU'),
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg,
         )
 
     def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
-        """Merge; shapes as in :meth:`SumFusion.forward`."""
+        """Merge; see the base class."""
         return self.reduce(torch.cat([own, *received], dim=1))
 
 
 @MODELS.register_module()
-class GatedFusion(BaseModule):
+class GatedFusion(Fusion):
     """Sum in which the receiver weighs every received map, per pixel and channel.
 
     ``own + sum_k sigmoid(W_k [own; received_k] + b_k) * received_k``: the receiver decides from
-    both maps how much of the other network's view it takes. ``W_k`` is a 1x1 convolution.
-
-    Args:
-        channels: Channels C of every map.
-        num_received: How many maps arrive; each has a gate of its own.
-        norm_cfg: Normalisation layer. Not used here; part of the interface of fusions.
-        act_cfg: Activation layer. Not used here; part of the interface of fusions.
-        init_cfg: Initialisation of the parameters. Defaults to None.
+    both maps how much of the other network's view it takes. ``W_k`` is a 1x1 convolution. Its
+    arguments are those of :class:`Fusion`.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        num_received: int,
-        norm_cfg: dict[str, Any] | None = None,
-        act_cfg: dict[str, Any] | None = None,
-        init_cfg: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(init_cfg)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.gates = nn.ModuleList(
-            nn.Conv2d(2 * channels, channels, 1) for _ in range(num_received)
+            nn.Conv2d(2 * self.channels, self.channels, 1) for _ in range(self.num_received)
         )
 
     def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
-        """Merge; shapes as in :meth:`SumFusion.forward`."""
+        """Merge; see the base class."""
         merged = own
         for gate, feature in zip(self.gates, received, strict=True):
             merged = merged + gate(torch.cat([own, feature], dim=1)).sigmoid() * feature

@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mmengine.hooks
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+from torch import nn
+
+from mmseg_coop.engine import load_checkpoint_data
+from mmseg_coop.engine.hooks import CheckpointHook
+from mmseg_coop.engine.hooks.checkpoint_hook import write_aside
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+
+
+class Toy(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1000, 10)
+
+    def forward(self, inputs, mode='tensor'):
+        if mode == 'loss':
+            return dict(loss=self.layer(torch.stack(inputs)).square().mean())
+        return [0.0]
+
+
+class Scores(Hook):
+    """Stands in for an evaluation after each iteration."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        checkpoint = next(h for h in runner.hooks if isinstance(h, mmengine.hooks.CheckpointHook))
+        if self.scores:
+            checkpoint.after_val_epoch(runner, dict(mIoU=self.scores[runner.iter]))
+
+
+def train(work_dir, *, hooks=(), max_iters=4, **checkpoint):
+    runner = Runner(
+        model=Toy(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            batch_size=2,
+            dataset=[torch.rand(1000) for _ in range(8)],
+            sampler=dict(type='InfiniteSampler'),
+            collate_fn=dict(type='pseudo_collate'),
+        ),
+        train_cfg=dict(by_epoch=False, max_iters=max_iters),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False, **checkpoint)
+        ),
+        custom_hooks=list(hooks),
+        default_scope='mmseg',
+        experiment_name=Path(work_dir).name,
+        resume=True,
+    )
+    runner.train()
+    return runner
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+def test_a_plain_config_gets_the_hook_in_the_scope_of_mmseg(tmp_path):
+    assert HOOKS.get('CheckpointHook') is CheckpointHook
+    assert mmengine.hooks.CheckpointHook is not CheckpointHook
+    runner = train(tmp_path / 'run')
+    assert any(type(hook) is CheckpointHook for hook in runner.hooks)
+    expected = ['iter_1.pth', 'iter_2.pth', 'iter_3.pth', 'iter_4.pth', 'last_checkpoint']
+    assert files(tmp_path / 'run') == expected
+    assert (tmp_path / 'run/last_checkpoint').read_text() == str(tmp_path / 'run/iter_4.pth')
+
+
+def record_events(monkeypatch):
+    events = []
+    replace, remove = os.replace, os.remove
+    monkeypatch.setattr(
+        os, 'replace', lambda a, b: (events.append(f'+{Path(b).name}'), replace(a, b))
+    )
+    monkeypatch.setattr(os, 'remove', lambda a: (events.append(f'-{Path(a).name}'), remove(a)))
+    return events
+
+
+@pytest.mark.parametrize('kept', [1, 2])
+def test_the_oldest_goes_only_when_the_newest_is_there(kept, tmp_path, monkeypatch):
+    events = record_events(monkeypatch)
+    train(tmp_path / 'run', max_keep_ckpts=kept)
+    expected = []
+    for step in range(1, 5):
+        expected += [f'+iter_{step}.pth', '+last_checkpoint']
+        expected += [f'-iter_{step - kept}.pth'] if step > kept else []
+    assert events == expected
+
+
+def test_the_former_best_goes_only_when_the_new_best_is_there(tmp_path, monkeypatch):
+    events = record_events(monkeypatch)
+    scores = [0.3, 0.2, 0.5, 0.5]
+    train(tmp_path / 'run', save_best='mIoU', rule='greater', hooks=[Scores(scores)])
+    best = [event for event in events if 'best' in event]
+    # Scores runs before the checkpoint hook of the same iteration: the count starts at 0.
+    assert best == [
+        '+best_mIoU_iter_0.pth', '+best_mIoU_iter_2.pth', '-best_mIoU_iter_0.pth',
+    ]  # fmt: skip
+
+
+def test_several_kinds_of_best(tmp_path, monkeypatch):
+    class Two(Scores):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            hook = next(h for h in runner.hooks if isinstance(h, CheckpointHook))
+            loss, miou = self.scores[runner.iter]
+            hook.after_val_epoch(runner, dict(loss=loss, mIoU=miou))
+
+    scores = [(3.0, 0.1), (2.0, 0.1), (2.5, 0.2), (2.5, 0.1)]
+    run = tmp_path / 'run'
+    train(run, save_best=['loss', 'mIoU'], max_keep_ckpts=1, hooks=[Two(scores)])
+    assert files(run) == [
+        'best_loss_iter_1.pth', 'best_mIoU_iter_2.pth', 'iter_4.pth', 'last_checkpoint',
+    ]  # fmt: skip
+
+
+class Limit(Hook):
+    """Limits the size of files before an iteration."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if batch_idx == 2:
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (30_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+            )
+
+
+@pytest.fixture
+def _no_limit_afterwards():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures('_no_limit_afterwards')
+def test_a_limit_on_the_size_of_files_leaves_the_previous_checkpoint(tmp_path):
+    run = tmp_path / 'run'
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError, match='earlier checkpoints are intact') as failed:
+        train(run, max_keep_ckpts=1, hooks=[Limit()])
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert failed.value.errno == errno.EFBIG
+    assert failed.value.filename == str(run / 'iter_3.pth')
+    assert files(run) == ['iter_2.pth', 'last_checkpoint']
+    assert (run / 'last_checkpoint').read_text() == str(run / 'iter_2.pth')
+    assert load_checkpoint_data(run / 'iter_2.pth')['meta']['iter'] == 2
+    assert train(run, max_keep_ckpts=1).iter == 4  # goes on from there
+    assert files(run) == ['iter_4.pth', 'last_checkpoint']
+
+
+@pytest.mark.parametrize('fails_at', ['write', 'fsync', 'replace'])
+def test_a_full_disk_leaves_the_old_file(fails_at, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / 'a.pth'
+    write_aside(b'old', path)
+    if fails_at == 'write':
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5, limit[1]))
+    else:
+        monkeypatch.setattr(os, fails_at, full)
+    try:
+        with pytest.raises(OSError, match='not written') as failed:
+            write_aside(b'new and longer', path)
+    finally:
+        if fails_at == 'write':
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert failed.value.filename == str(path)
+    assert path.read_bytes() == b'old'
+    assert files(tmp_path) == ['a.pth']
+
+
+def test_what_a_kill_leaves_is_overwritten(tmp_path):
+    (tmp_path / '.a.pth.part').write_bytes(b'half')
+    write_aside(b'whole', tmp_path / 'a.pth')
+    assert files(tmp_path) == ['a.pth']
+
+
+# Kills at random moments
+# -----------------------
+
+#: Imports once, then runs the training in a forked process for each line it is sent.
+RUNS = """
+import os, sys
+from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+config = Config.fromfile(sys.argv[1])
+config.merge_from_dict(eval(sys.argv[2]))
+
+@HOOKS.register_module()
+class Progress(Hook):
+    priority = 'LOWEST'
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        with open(os.path.join(runner.work_dir, 'progress'), 'a') as file:
+            file.write(f'{runner.iter + 1}\\n')
+
+Runner.from_cfg  # imported before the fork
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        log = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os.setsid()
+        try:
+            Runner.from_cfg(config).train()
+            os._exit(0)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+KILLS = 60
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the training, and again after each kill: returns the process's number."""
+    data, run = tmp_path / 'data', tmp_path / 'run'
+    subprocess.run(
+        [sys.executable, ROOT / 'tools/dataset_converters/make_mini_dataset.py',
+         *('--layout', 'camvid', '--out', data, '--train', '4', '--val', '1', '--size', '64x64')],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    options = dict(
+        resume=True,
+        work_dir=str(run),
+        visualizer=dict(vis_backends=[]),
+        custom_hooks=[dict(type='Progress')],
+    )
+    options.update(
+        {
+            'train_cfg.max_iters': 100_000,
+            'train_cfg.val_interval': 2,
+            'train_dataloader.batch_size': 2,
+            'default_hooks.checkpoint.interval': 1,
+            'default_hooks.checkpoint.max_keep_ckpts': 1,
+            'model.data_preprocessor.size': (64, 64),
+            'model.backbone.networks.top.stem_channels': 8,
+            'model.backbone.networks.top.base_channels': 8,
+            'model.backbone.networks.bottom.widen_factor': 0.25,
+            'model.decode_head.networks.top': dict(in_channels=64, low_level_in_channels=8),
+            'model.decode_head.networks.bottom': dict(in_channels=80, low_level_in_channels=8),
+        }
+    )
+    for split in ('train', 'val'):
+        options[f'{split}_dataloader.dataset.data_root'] = str(data)
+        options[f'{split}_dataloader.num_workers'] = 0
+        options[f'{split}_dataloader.persistent_workers'] = False
+    server = subprocess.Popen(
+        [sys.executable, '-c', RUNS, CONFIG, repr(options), tmp_path / 'log'],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
+    )  # fmt: skip
+
+    def go():
+        server.stdin.write('\n')
+        server.stdin.flush()
+        return int(server.stdout.readline()), lambda: int(server.stdout.readline())
+
+    yield go
+    server.stdin.close()
+    server.wait(60)
+    server.stdout.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(start, tmp_path):
+    run, moments = tmp_path / 'run', random.Random(0)
+    done = []
+    for _ in range(KILLS):
+        child, wait = start()
+        # From the moment it has gone further than before, or from its start if it cannot yet.
+        deadline, steps = time.monotonic() + 60, moments.randrange(3)
+        while _progress(run) < (done[-1] if done else 0) + steps and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        assert wait() == -signal.SIGKILL, (tmp_path / 'log').read_text()[-3000:]
+        newest = _newest(run)
+        assert newest >= _progress(run)
+        assert not done or newest >= done[-1]
+        done.append(newest)
+        for file in run.glob('*.pth'):  # every file under its name is whole
+            load_checkpoint_data(file, 'cpu')
+    assert len(list(run.glob('best_*.pth'))) in (1, 2)
+    assert done[-1] >= KILLS / 2
+    assert len(set(done)) > KILLS / 4
+
+
+def _progress(run):
+    """The last iteration that was finished, its checkpoint included."""
+    if not (run / 'progress').exists():
+        return 0
+    lines = (run / 'progress').read_text().splitlines()
+    return max(map(int, lines), default=0)
+
+
+def _newest(run):
+    if not (run / 'last_checkpoint').exists():
+        return 0
+    checkpoint = load_checkpoint_data((run / 'last_checkpoint').read_text(), 'cpu')
+    assert {'state_dict', 'optimizer', 'param_schedulers'} <= set(checkpoint)
+    return checkpoint['meta']['iter']

@@ -1,0 +1,184 @@
+"""mmseg's own interfaces for inference, with this project's configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
+from mmseg.apis import MMSegInferencer, inference_model, init_model, show_result_pyplot
+from mmseg.registry import MODELS
+
+from mmseg_coop.datasets import CamVidDataset
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
+MINI = ROOT / f'configs/cross_coop/{NAME}.py'
+NAMES = ['bottom', 'ensemble', 'top']
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory):
+    """A checkpoint as training writes it, with random weights, and two images."""
+    folder = tmp_path_factory.mktemp('inferencers')
+    init_default_scope('mmseg')  # fixtures of a module come before those of a test
+    torch.manual_seed(1)
+    cfg = Config.fromfile(MINI)
+    model = MODELS.build(cfg.model)
+    for name, parameter in model.named_parameters():
+        if 'conv_seg' in name:
+            torch.nn.init.normal_(parameter, std=2)
+    torch.save(
+        dict(
+            state_dict=model.state_dict(),
+            meta=dict(dataset_meta=dict(CamVidDataset.METAINFO)),
+            message_hub=dict(runtime_info=dict(cfg=cfg.pretty_text)),
+        ),
+        folder / 'model.pth',
+    )
+    (folder / 'images').mkdir()
+    generator = np.random.default_rng(0)
+    for name in ('a.png', 'b.png'):
+        image = cv2.resize(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8), (80, 60))
+        cv2.imwrite(str(folder / 'images' / name), image)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(work):
+    return str(work / 'model.pth')
+
+
+@pytest.fixture
+def image(work):
+    return str(work / 'images/a.png')
+
+
+@torch.no_grad()
+def label_maps(checkpoint, image):
+    """Label maps straight from the logits."""
+    cfg = Config.fromfile(MINI)
+    model = MODELS.build(cfg.model).eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'])
+    rgb = torch.from_numpy(cv2.imread(image)[..., ::-1].copy()).permute(2, 0, 1)[None]
+    logits = {
+        name: torch.nn.functional.interpolate(low, size=(60, 80), mode='bilinear')
+        for name, low in model((rgb - 127.5) / 64, mode='tensor').items()
+    }
+    logits['ensemble'] = logits['top'] + logits['bottom']
+    return {name: value[0].argmax(0) for name, value in logits.items()}
+
+
+def check(sample, expected):
+    assert sorted(sample.pred_outputs.keys()) == NAMES
+    for name in NAMES:
+        found = sample.pred_outputs.get(name)
+        assert found.shape == (1, 60, 80)
+        assert (found[0] == expected[name]).float().mean() > 0.999
+    assert len(expected['top'].unique()) > 1
+    assert torch.equal(sample.pred_sem_seg.data, sample.pred_outputs.ensemble)
+
+
+def test_inference_model_returns_every_output(checkpoint, image):
+    expected = label_maps(checkpoint, image)
+    model = init_model(str(MINI), checkpoint, device='cpu')
+    assert model.dataset_meta['classes'] == CamVidDataset.METAINFO['classes']
+    check(inference_model(model, image), expected)
+    for sample in inference_model(model, [image, image]):
+        check(sample, expected)
+    check(inference_model(model, cv2.imread(image)), expected)
+
+
+def test_init_model_takes_the_chosen_output(checkpoint, image):
+    options = {'model.test_cfg.output': 'bottom'}
+    model = init_model(str(MINI), checkpoint, device='cpu', cfg_options=options)
+    sample = inference_model(model, image)
+    assert sample.output == 'bottom'
+    assert torch.equal(sample.pred_sem_seg.data, sample.pred_outputs.bottom)
+
+
+def test_mmseg_draws_the_chosen_output(checkpoint, image, tmp_path):
+    model = init_model(str(MINI), checkpoint, device='cpu')
+    sample = inference_model(model, image)
+    show_result_pyplot(
+        model, image, sample, show=False, with_labels=False, out_file=str(tmp_path / 'a.png')
+    )
+    drawn = cv2.imread(str(tmp_path / 'a.png')).astype(float)
+    palette = np.array(model.dataset_meta['palette'])[:, ::-1]
+    colors = palette[sample.pred_sem_seg.data[0].numpy()]
+    assert np.abs(drawn - (cv2.imread(image) + colors) / 2).max() <= 2
+
+
+def by_path(checkpoint):
+    return MMSegInferencer(model=str(MINI), weights=checkpoint, device='cpu')
+
+
+def by_path_in_our_scope(checkpoint):
+    return MMSegInferencer(model=str(MINI), weights=checkpoint, device='cpu', scope='mmseg_coop')
+
+
+def by_config_name(checkpoint):
+    cfg = get_config(f'mmseg_coop::cross_coop/{NAME}.py')
+    return MMSegInferencer(model=cfg, weights=checkpoint, device='cpu')
+
+
+def by_checkpoint(checkpoint):
+    return MMSegInferencer(model=None, weights=checkpoint, device='cpu')
+
+
+def by_model_name(checkpoint):
+    return MMSegInferencer(model=NAME, weights=checkpoint, device='cpu', scope='mmseg_coop')
+
+
+@pytest.mark.parametrize(
+    'build', [by_path, by_path_in_our_scope, by_config_name, by_checkpoint, by_model_name]
+)
+def test_inferencer_returns_every_output(build, checkpoint, image):
+    expected = label_maps(checkpoint, image)
+    inferencer = build(checkpoint)
+    assert tuple(inferencer.model.dataset_meta['classes']) == CamVidDataset.METAINFO['classes']
+    check(inferencer(image, return_datasamples=True), expected)
+    result = inferencer(cv2.imread(image), return_vis=True)
+    assert (result['predictions'] == expected['ensemble'].numpy()).mean() > 0.999
+    # the input and three outputs, enlarged four times, above a legend
+    assert result['visualization'].shape[1] == 4 * 4 * 80 + 3 * 4
+
+
+def test_inferencer_writes_pictures_and_label_maps(checkpoint, image, work, tmp_path):
+    result = by_path(checkpoint)(str(work / 'images'), batch_size=2, out_dir=str(tmp_path))
+    assert len(result['predictions']) == 2
+    assert sorted(f.name for f in (tmp_path / 'vis').iterdir()) == ['a.png', 'b.png']
+    label = cv2.imread(str(tmp_path / 'pred/00000000_pred.png'), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(label, result['predictions'][0])
+
+
+def test_all_models_are_listed():
+    names = MMSegInferencer.list_models('mmseg_coop')
+    present = [path.stem for path in ROOT.glob('configs/[!_]*/*.py')]
+    assert sorted(names) == sorted(present)
+
+
+def test_centre_crop_of_the_evaluation(checkpoint, image):
+    # As configured the crop is predicted, and the visualizer shows the crop of the image.
+    cfg = Config.fromfile(MINI)
+    crop = dict(type='EvalCenterCrop', crop_size=(48, 48))
+    cfg.test_pipeline = [*cfg.test_pipeline[:-1], crop, cfg.test_pipeline[-1]]
+    cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
+    result = MMSegInferencer(model=cfg, weights=checkpoint, device='cpu')(image, return_vis=True)
+    assert result['predictions'].shape == (48, 48)
+    assert result['visualization'].shape[1] == 4 * 5 * 48 + 3 * 4
+
+
+def test_every_test_pipeline_suits_the_inferencers():
+    for path in ROOT.glob('configs/[!_]*/*.py'):
+        cfg = Config.fromfile(path)
+        types = [transform['type'] for transform in cfg.test_pipeline]
+        assert types[0] == 'LoadImageFromFile', path.name  # where inference_model swaps it
+        assert types.count('LoadAnnotations') == 1, path.name
+        assert 'LoadSegAnnotations' not in types, path.name
+        assert cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline, path.name
