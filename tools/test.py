@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmseg_coop.engine import CheckpointError
 from mmseg_coop.utils import (
     add_run_arguments,
+    build_runner,
     check_data,
     export_local_rank,
     forget_pretrained,

@@ -12,6 +12,7 @@ from mmengine.device import get_device
 from mmseg_coop.engine import CheckpointError
 from mmseg_coop.utils import (
     add_run_arguments,
+    build_runner,
     check_data,
     export_local_rank,
     load_config,
