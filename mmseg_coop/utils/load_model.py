@@ -5,6 +5,7 @@ from __future__ import annotations
 import os.path as osp
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -30,11 +31,12 @@ def load_model(cfg: Config, checkpoint: str, *, device: str = 'cpu') -> nn.Modul
 
     Returns:
         The model in evaluation mode, with ``dataset_meta`` (``classes`` and ``palette``) from the
-        checkpoint or else from the test data set of the config.
+        checkpoint or else from the test data set of the config. Without a palette the colours are
+        random, but always the same.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: The weights do not fit the model.
+        ValueError: The weights do not fit the model, or nothing names the classes.
     """
     if '://' not in checkpoint and not osp.isfile(checkpoint):
         raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist.')
@@ -71,11 +73,20 @@ def _load_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) ->
 
 def _dataset_meta(meta: dict[str, Any], cfg: Config) -> dict[str, Any]:
     """Classes and palette."""
-    known = meta.get('dataset_meta')
-    if not known:
+    known = dict(meta.get('dataset_meta') or {})
+    if not known.get('classes'):
         dataset = cfg.test_dataloader.dataset
         while 'dataset' in dataset or 'datasets' in dataset:  # wrappers such as ConcatDataset
             dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
-        # Only the class itself knows its classes; lazily built it has not looked for files yet.
-        known = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []}).metainfo
+        # Asked of the class: some data sets cannot be built without their files.
+        stated = DATASETS.get(dataset['type']).METAINFO
+        known = dict(dataset.get('metainfo') or stated)
+        if not known.get('classes'):
+            raise ValueError(
+                'neither the checkpoint nor the config names the classes; set '
+                'test_dataloader.dataset.metainfo=dict(classes=…, palette=…).'
+            )
+    if not known.get('palette'):
+        random = np.random.default_rng(0)
+        known['palette'] = random.integers(0, 256, (len(known['classes']), 3)).tolist()
     return {key: known[key] for key in ('classes', 'palette')}

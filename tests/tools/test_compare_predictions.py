@@ -67,14 +67,23 @@ def setting(tmp_path_factory):
         cfg = Config.fromfile(config)
         model = MODELS.build(cfg.model).eval()
         checkpoint = root / f'{name}.pth'
-        for module in model.modules():  # or else all pixels are alike
-            if isinstance(module, torch.nn.Conv2d) and module.bias is not None:
-                module.weight.data *= 100
-        torch.save(dict(state_dict=model.state_dict()), checkpoint)
         cfg.test_dataloader.dataset.data_root = str(root / 'data')
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        adapt_norms(model, dataset)
+        torch.save(dict(state_dict=model.state_dict()), checkpoint)
         models[name] = (config, checkpoint, model, dataset)
     return root, models
+
+
+def adapt_norms(model, dataset):
+    """Give the norms the statistics of the images, or else all pixels are predicted alike."""
+    batch = pseudo_collate([dataset[index] for index in range(len(dataset))])
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1
+    with torch.no_grad():
+        model.train()(model.data_preprocessor(batch)['inputs'], mode='tensor')
+    model.eval()
 
 
 @pytest.fixture(scope='module')

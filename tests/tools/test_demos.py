@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,7 @@ def run(demo, what, work, *arguments):
         text=True,
         capture_output=True,
         check=False,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
         cwd=work,
     )
 

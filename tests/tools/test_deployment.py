@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,7 @@ def run(tool, *arguments):
         text=True,
         capture_output=True,
         check=False,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
 
 
@@ -276,6 +278,7 @@ def infer(*arguments):
         text=True,
         capture_output=True,
         check=False,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
 
 

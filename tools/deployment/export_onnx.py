@@ -382,7 +382,7 @@ def main() -> None:
             raise ValueError('the config has no crop_size; give --size HxW.')
         model = load_model(cfg, args.checkpoint)
         outputs = choose_outputs(model, args.outputs)
-    deployed = DeployedModel(model, outputs).eval()
+    deployed = DeployedModel(model, outputs).eval().requires_grad_(False)
     values = metadata(cfg, model, deployed)
     shapes = [(height, width)]
     if args.dynamic:  # another size, odd and in other proportions

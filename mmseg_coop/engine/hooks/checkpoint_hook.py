@@ -72,6 +72,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     A run that was killed goes on with ``tools/train.py CONFIG --resume``.
     """
 
+    best_ckpt_path: str | None
+    best_ckpt_path_dict: dict[str, str | None]
+
     def before_train(self, runner: Runner) -> None:
         """Choose how to write, besides what mmengine does.
 
@@ -85,9 +88,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
-            self.keep_ckpt_ids.append(step)
-            while len(self.keep_ckpt_ids) > self.max_keep_ckpts:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
                 outdated.append(self._path_of(self.keep_ckpt_ids.popleft()))
+            self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self.last_ckpt = self._path_of(step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -110,7 +113,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         if not self.save_best:
             return
-        # mmengine deletes the former best one first; it does not where there is none.
+        # mmengine deletes the former best one first, if it knows it.
+        former: dict[str, str | None]
+        new: dict[str, str | None]
         if 'best_ckpt_path' in vars(self):
             former = {'': self.best_ckpt_path}
             self.best_ckpt_path = None
@@ -118,10 +123,10 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             new = {'': self.best_ckpt_path}
             self.best_ckpt_path = new[''] or former['']
         else:
-            former = dict(self.best_ckpt_path_dict)
-            self.best_ckpt_path_dict.update(dict.fromkeys(former))
+            former = self.best_ckpt_path_dict
+            self.best_ckpt_path_dict = {**dict.fromkeys(former)}
             super()._save_best_checkpoint(runner, metrics)
-            new = dict(self.best_ckpt_path_dict)
+            new = self.best_ckpt_path_dict
             self.best_ckpt_path_dict = {key: new[key] or former.get(key) for key in new}
         for key, path in former.items():
             if path and new[key] not in (None, path) and is_main_process():

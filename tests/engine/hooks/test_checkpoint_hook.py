@@ -56,7 +56,7 @@ def train(work_dir, *, hooks=(), max_iters=4, **checkpoint):
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=2,
-            dataset=[torch.rand(1000) for _ in range(8)],
+            dataset=[dict(inputs=torch.rand(1000)) for _ in range(8)],
             sampler=dict(type='InfiniteSampler'),
             collate_fn=dict(type='pseudo_collate'),
         ),
@@ -75,7 +75,8 @@ def train(work_dir, *, hooks=(), max_iters=4, **checkpoint):
 
 
 def files(folder):
-    return sorted(path.name for path in folder.iterdir() if path.is_file())
+    """Names of the files, but for the config that each run writes."""
+    return sorted(p.name for p in folder.iterdir() if p.is_file() and p.suffix != '.py')
 
 
 def test_a_plain_config_gets_the_hook_in_the_scope_of_mmseg(tmp_path):
@@ -205,7 +206,10 @@ def test_what_a_kill_leaves_is_overwritten(tmp_path):
 #: Imports once, then runs the training in a forked process for each line it is sent.
 RUNS = """
 import os, sys
-from mmengine.config import Config, DictAction
+answers = os.fdopen(os.dup(1), 'w')
+os.dup2(os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+os.dup2(1, 2)
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
@@ -223,9 +227,6 @@ Runner.from_cfg  # imported before the fork
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        log = os.open(sys.argv[3], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
-        os.setsid()
         try:
             Runner.from_cfg(config).train()
             os._exit(0)
@@ -233,8 +234,8 @@ for line in sys.stdin:
             import traceback
             traceback.print_exc()
             os._exit(1)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(child, file=answers, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
 """
 KILLS = 60
 
