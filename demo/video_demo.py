@@ -106,7 +106,7 @@ class Writer:
         picture = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self.writer is None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            code = cv2.VideoWriter_fourcc(*self.fourcc)
+            code = cv2.VideoWriter.fourcc(*self.fourcc)
             self.writer = cv2.VideoWriter(
                 str(self.part), code, self.fps, (picture.shape[1], picture.shape[0])
             )

@@ -93,7 +93,9 @@ def _make_tensor(
     """Within its storage: torch would enlarge the storage to whatever size the file states."""
     end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     numbers = (offset, *size, *stride)
-    if min(numbers) < 0 or (0 not in size and end * storage.dtype.itemsize > storage.nbytes()):
+    if min(numbers) < 0 or (
+        0 not in size and end * storage.dtype.itemsize > storage._untyped_storage.nbytes()
+    ):
         _refuse(f'states a tensor of shape {tuple(size)} that is larger than its data')
     return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, None)
 

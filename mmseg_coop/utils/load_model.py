@@ -10,13 +10,14 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
+from mmseg.models import BaseSegmentor
 from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 from .config import forget_pretrained
 
 
-def load_model(cfg: Config, checkpoint: str, *, device: str = 'cpu') -> nn.Module:
+def load_model(cfg: Config, checkpoint: str, *, device: str = 'cpu') -> BaseSegmentor:
     """Build the model of a config with the weights of a checkpoint, ready for ``mmseg.apis``.
 
     Unlike ``mmseg.apis.init_model`` it takes checkpoints without meta information as well, plain

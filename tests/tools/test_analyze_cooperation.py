@@ -42,14 +42,15 @@ def folder(tmp_path_factory):
         label = rng.integers(0, 11, (64, 64)).astype(np.uint8)
         label[:4] = 255
         Image.fromarray(label).save(root / f'ann_dir/val/{index}.png')
-    torch.manual_seed(0)
     init_default_scope('mmseg')
-    model = MODELS.build(load_config(str(CONFIG)).model)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if 'conv_seg.weight' in name:
-                parameter.normal_()
-    torch.save(dict(state_dict=model.state_dict(), meta={}), root / 'model.pth')
+    torch.manual_seed(0)
+    for config in (CONFIG, SINGLE):
+        model = MODELS.build(load_config(str(config)).model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if 'conv_seg.weight' in name:
+                    parameter.normal_()
+        torch.save(dict(state_dict=model.state_dict(), meta={}), root / f'{config.stem}.pth')
     return root
 
 
@@ -71,7 +72,7 @@ def analysed(folder):
     out = folder / 'out'
     done = subprocess.run(
         [
-            *(sys.executable, TOOL, CONFIG, folder / 'model.pth', '--out-dir', out),
+            *(sys.executable, TOOL, CONFIG, folder / f'{CONFIG.stem}.pth', '--out-dir', out),
             *('--cka-positions', '16', '--cfg-options', *options(folder)),
         ],
         text=True,
@@ -87,7 +88,7 @@ def reference_miou(folder, connections):
     cfg: Config = load_config(str(CONFIG))
     cfg.model.decode_head.connections = connections
     model = MODELS.build(cfg.model).eval()
-    load_checkpoint(model, str(folder / 'model.pth'), map_location='cpu')
+    load_checkpoint(model, str(folder / f'{CONFIG.stem}.pth'), map_location='cpu')
     dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'data_root': str(folder)})
     metric = CoopIoUMetric(iou_metrics=['mIoU'], prefix='x')
     metric.dataset_meta = dataset.metainfo
@@ -204,7 +205,14 @@ def test_likeness_of_maps_of_two_sizes(linear_cka):
 )
 def test_wrong_input_ends_in_one_line(folder, monkeypatch, capfd, config, arguments, message):
     monkeypatch.syspath_prepend(TOOL.parent)
-    command = [TOOL, config, folder / 'model.pth', '--out-dir', folder / 'none', *arguments]
+    command = [
+        TOOL,
+        config,
+        folder / f'{config.stem}.pth',
+        '--out-dir',
+        folder / 'none',
+        *arguments,
+    ]
     monkeypatch.setattr(sys, 'argv', [*map(str, command), '--cfg-options', *options(folder)])
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as error:

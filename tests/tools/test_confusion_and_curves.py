@@ -183,6 +183,9 @@ def test_confusion_matrix_refuses_wrong_input(folder, call):
     assert 'exists; add --force to replace it' in text
     assert call(*command, '--max-images', 1, '--force', *options_)[0] == 0
     assert call(*command, '--max-images', 0, *options_)[0] == 2
+    code, text = call('confusion_matrix.py', SINGLE, checkpoint, *options_)
+    assert code == 1
+    assert 'does not fit the config' in text
     code, text = call('confusion_matrix.py', CONFIG, folder / 'gone.pth', *options_)
     assert code == 1
     assert text.startswith(f"error: checkpoint '{folder / 'gone.pth'}' does not exist")

@@ -19,6 +19,9 @@ from mmseg_coop.utils.load_model import load_model
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 NAMES = ['top', 'bottom', 'ensemble']
+#: For tools in processes of their own: the checkout itself, where it is not installed.
+PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+ENVIRONMENT = {**os.environ, 'PYTHONPATH': PYTHONPATH}
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +70,7 @@ def run(demo, what, work, *arguments):
         text=True,
         capture_output=True,
         check=False,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env=ENVIRONMENT,
         cwd=work,
     )
 

@@ -24,6 +24,9 @@ TOOLS = ROOT / 'tools/deployment'
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
+#: For tools in processes of their own: the checkout itself, where it is not installed.
+PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+ENVIRONMENT = {**os.environ, 'PYTHONPATH': PYTHONPATH}
 HAS_PROGRAM = (
     'dynamic_shapes' in inspect.signature(getattr(torch.export, 'export', print)).parameters
 )
@@ -79,7 +82,7 @@ def run(tool, *arguments):
         text=True,
         capture_output=True,
         check=False,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env=ENVIRONMENT,
     )
 
 
@@ -88,7 +91,7 @@ def dynamic(work):
     done = run(
         'export_onnx.py',
         *(work / 'mini_resized.py', work / 'model.pth', '--out', work / 'dynamic.onnx'),
-        *('--dynamic', '--size', '64x96', *(['--program'] if HAS_PROGRAM else [])),
+        *('--dynamic', '--size', '64x96'),
     )
     assert done.returncode == 0, done.stderr
     return work / 'dynamic.onnx', done.stdout
@@ -147,21 +150,9 @@ def test_dynamic_graph_equals_pytorch_at_any_size(dynamic, model, shape):
 
 
 def test_report_names_both_sizes_and_every_output(dynamic):
-    for what in ['ONNX', 'torch.export'] if HAS_PROGRAM else ['ONNX']:
-        lines = [line for line in dynamic[1].splitlines() if line.startswith(f'{what},')]
-        assert len(lines) == 6
-        assert len({line.split(':')[0] for line in lines}) == 2
-
-
-@pytest.mark.skipif(not HAS_PROGRAM, reason='torch.export of this torch takes no dynamic_shapes')
-def test_program_equals_pytorch_at_any_size(dynamic, model):
-    extra = {'metadata.json': ''}
-    program = torch.export.load(dynamic[0].with_suffix('.pt2'), extra_files=extra)
-    assert json.loads(json.loads(extra['metadata.json'])['outputs']) == NAMES
-    rgb = rgb_batch(1, 50, 77)
-    for name, logits in zip(NAMES, program.module()(torch.from_numpy(rgb)), strict=True):
-        expected = pytorch(model, rgb)[name]
-        np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4 * np.abs(expected).max())
+    lines = [line for line in dynamic[1].splitlines() if line.startswith('ONNX,')]
+    assert len(lines) == 6
+    assert len({line.split(':')[0] for line in lines}) == 2
 
 
 def test_metadata_tells_all_that_an_application_needs(dynamic):
@@ -190,6 +181,30 @@ def test_fixed_size_and_chosen_outputs(export, work, model):
     assert 'exists' in export(*arguments)
 
 
+def test_networks_that_take_bgr(export, work, tmp_path):
+    options = {
+        'model.data_preprocessor.bgr_to_rgb': False,
+        'model.data_preprocessor.mean': [10.0, 20.0, 30.0],
+    }
+    message = export(
+        *(work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx'),
+        *('--size', '64x64', '--cfg-options', 'model.data_preprocessor.bgr_to_rgb=False'),
+        'model.data_preprocessor.mean=[10.0,20.0,30.0]',
+    )
+    assert message == ''
+    cfg = Config.fromfile(work / 'mini_resized.py')
+    cfg.merge_from_dict(options)
+    expected = pytorch(load_model(cfg, str(work / 'model.pth')), rgb_batch(1, 64, 64))['top']
+    session = session_of(tmp_path / 'a.onnx')
+    np.testing.assert_allclose(
+        session.run(['top'], {'image': rgb_batch(1, 64, 64)})[0],
+        expected,
+        atol=1e-4 * np.abs(expected).max(),
+    )
+    padding = json.loads(session.get_modelmeta().custom_metadata_map['padding'])
+    assert padding == [30, 20, 10]  # RGB as all of the interface
+
+
 def test_a_mismatch_leaves_no_file(export, work, tmp_path, monkeypatch):
     runner = export.module.onnx_runner
 
@@ -210,19 +225,50 @@ def test_a_mismatch_leaves_no_file(export, work, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_single_output_model(export, tmp_path):
+@pytest.mark.parametrize(
+    'program',
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                not HAS_PROGRAM, reason='torch.export of this torch takes no dynamic_shapes'
+            ),
+        ),
+    ],
+    ids=['ONNX', 'torch.export'],
+)
+def test_single_output_model(export, tmp_path, program):
     checkpoint = untrained(DPANET, tmp_path / 'dpanet.pth')
-    assert export(DPANET, checkpoint, '--dynamic', '--size', '64x48') == ''
-    session = session_of(tmp_path / 'dpanet.onnx')
-    assert [output.name for output in session.get_outputs()] == ['prediction']
+    option, size = ('--program', (64, 48)) if program else ('--dynamic', (70, 41))
+    assert export(DPANET, checkpoint, option, '--size', '64x48') == ''
     model = load_model(Config.fromfile(DPANET), str(checkpoint))
-    rgb = rgb_batch(1, 70, 41)
+    rgb = rgb_batch(1, *size)
     with torch.no_grad():
         x = model.data_preprocessor(dict(inputs=[torch.from_numpy(rgb[0, ::-1].copy())]))
-        expected = model.encode_decode(x['inputs'], [dict(img_shape=(70, 41))]).numpy()
-    np.testing.assert_allclose(
-        session.run(None, {'image': rgb})[0], expected, atol=1e-4 * np.abs(expected).max()
-    )
+        expected = model.encode_decode(x['inputs'], [dict(img_shape=size)]).numpy()
+    if program:
+        extra = {'metadata.json': ''}
+        loaded = torch.export.load(tmp_path / 'dpanet.pt2', extra_files=extra)
+        assert json.loads(extra['metadata.json'])['outputs'] == ['prediction']
+        found = loaded.module()(torch.from_numpy(rgb))[0].numpy()
+    else:
+        session = session_of(tmp_path / 'dpanet.onnx')
+        assert [output.name for output in session.get_outputs()] == ['prediction']
+        found = session.run(None, {'image': rgb})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_PROGRAM, reason='torch.export of this torch takes no dynamic_shapes')
+def test_program_of_networks_that_cooperate(export, work, model, tmp_path):
+    arguments = (work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx')
+    assert export(*arguments, '--dynamic', '--size', '64x96', '--program') == ''
+    rgb = rgb_batch(1, 50, 77)
+    found = torch.export.load(tmp_path / 'a.pt2').module()(torch.from_numpy(rgb))
+    for name, logits in zip(NAMES, found, strict=True):
+        expected = pytorch(model, rgb)[name]
+        np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.slow
@@ -278,7 +324,7 @@ def infer(*arguments):
         text=True,
         capture_output=True,
         check=False,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env=ENVIRONMENT,
     )
 
 
@@ -321,6 +367,38 @@ def test_inference_fits_images_into_a_fixed_graph(export, work, model, tmp_path)
         logits = torch.nn.functional.interpolate(logits, size=(50, 120), mode='bilinear')
     label = cv2.imread(str(tmp_path / 'top/wide.png'), cv2.IMREAD_UNCHANGED)
     assert (label == logits[0].argmax(0).numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'names'),
+    [
+        (('--dynamic', '--size', '64x64'), ('wide', 'tall', 'square')),
+        (('--size', '48x40'), ('tall', 'square')),  # wide is less than 48 high
+    ],
+    ids=['dynamic', 'fixed'],
+)
+def test_inference_with_a_sliding_window(export, work, tmp_path, arguments, names):
+    options = {
+        'model.test_cfg.mode': 'slide',
+        'model.test_cfg.crop_size': (48, 40),
+        'model.test_cfg.stride': (20, 32),
+    }
+    words = [f'{key}={value}'.replace(' ', '') for key, value in options.items()]
+    message = export(
+        *(work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx'),
+        *(*arguments, '--cfg-options', *words),
+    )
+    assert message == ''
+    done = infer(tmp_path / 'a.onnx', work / 'images', '--out', tmp_path, '--labels')
+    assert done.returncode == 0, done.stderr
+    cfg = Config.fromfile(work / 'mini_resized.py')
+    cfg.merge_from_dict(options)
+    model = load_model(cfg, str(work / 'model.pth'))
+    for name in names:
+        expected = inference_model(model, cv2.imread(str(work / f'images/{name}.png')))
+        for output in NAMES:
+            label = cv2.imread(str(tmp_path / f'{output}/{name}.png'), cv2.IMREAD_UNCHANGED)
+            assert (label == expected.pred_outputs.get(output)[0].numpy()).mean() > 0.999
 
 
 def test_inference_with_a_binary_model(export, work, tmp_path):

@@ -75,6 +75,8 @@ def work_dirs(tmp_path_factory):
             # The best validation is that of the chosen output, the last named one.
             validation(OURS, dict(top=60.0, bottom=50.0, ensemble=62.0), iteration=8000, seed=1),
             validation(OURS, dict(top=40.0, bottom=45.0, ensemble=70.0), iteration=80000, seed=1),
+            # Resumed, without a seed of its own, from before the last validation.
+            validation(OURS, dict(top=61.0, bottom=60.0, ensemble=69.0), iteration=72000, seed=5),
             validation(OURS, dict(top=61.0, bottom=60.0, ensemble=69.0), iteration=88000, seed=5),
             validation(OURS, dict(top=90.0, bottom=90.0, ensemble=90.0), split='test', seed=1),
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os.path as osp
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
-from mmseg.registry import MODELS
 from torch import Tensor
 
 from mmseg_coop.evaluation import CoopIoUMetric
-from mmseg_coop.utils import check_data, forget_pretrained, load_config
+from mmseg_coop.utils import check_data, load_config
+from mmseg_coop.utils.load_model import load_model
 
 #: What the metric calls the only output of a model without names.
 PREDICTION = 'prediction'
@@ -113,11 +111,10 @@ def load(args: argparse.Namespace) -> Subject:
 
     Raises:
         FileNotFoundError: The config, the checkpoint or the data do not exist.
-        ValueError: The config has no such split or is evaluated by another metric.
+        ValueError: The config has no such split or is evaluated by another metric, or the
+            weights do not fit.
     """
     cfg = load_config(args.config, cfg_options=args.cfg_options)
-    if not osp.isfile(args.checkpoint):
-        raise FileNotFoundError(f'checkpoint {args.checkpoint!r} does not exist.')
     loader_cfg, evaluator = (
         cfg.get(f'{args.split}_{what}') for what in ('dataloader', 'evaluator')
     )
@@ -131,17 +128,14 @@ def load(args: argparse.Namespace) -> Subject:
             'pairs of prediction and label from IoUMetric or CoopIoUMetric.'
         )
     check_data(cfg, splits=(args.split,))
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    forget_pretrained(cfg.model)
-    model = MODELS.build(cfg.model)
-    load_checkpoint(model, args.checkpoint, map_location='cpu')
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    model = load_model(cfg, args.checkpoint, device=device)
     loader = Runner.build_dataloader(loader_cfg, seed=0)
     if not loader.dataset.metainfo.get('classes'):
         raise ValueError(f'{type(loader.dataset).__name__} names no classes.')
     return Subject(
         cfg,
-        model.to(device).eval(),
+        model,
         loader,
         list(loader.dataset.metainfo['classes']),
         settings[0].get('ignore_index', 255),

@@ -193,10 +193,11 @@ def read_run(work_dir: Path, *, unfinished: bool) -> Run:
             not reached its end.
     """
     validations = read_lines(work_dir)
+    first = validations[0]
     for line, after in itertools.pairwise(validations):
-        # A resumed run may get another seed, but goes on; another run starts again.
-        another = line['seed'] != after['seed'] and line['iteration'] >= after['iteration']
-        if another or line['config'] != after['config']:
+        # A resumed run may get another seed and go back a little; another run starts again.
+        restart = line['seed'] != after['seed'] and after['iteration'] <= first['iteration']
+        if restart or line['config'] != after['config']:
             raise ValueError(
                 f'{work_dir / FILE_NAME} holds several runs: {line["config"]} with seed '
                 f'{line["seed"]}, then {after["config"]} with seed {after["seed"]}. Give each run '

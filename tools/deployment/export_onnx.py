@@ -5,8 +5,8 @@ one array of logits an output, (N, classes, H, W), under the output's name: ever
 `ensemble`, or `prediction` for a model with a single output. Classes, palette and the resizing of
 the test pipeline lie in the file's metadata; onnx_inference.py needs nothing else.
 
-Sizes are fixed unless --dynamic is given. Models that are evaluated with a sliding window are
-exported for the whole image, or one window, at a time.
+Sizes are fixed unless --dynamic is given. Of a model that is evaluated with a sliding window the
+graph is one window; its metadata say how onnx_inference.py has to move it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
+from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
 from mmseg_coop import __version__
@@ -59,7 +60,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of the model')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
-        '--out', type=Path, metavar='FILE.onnx', help='default: beside the checkpoint, .onnx'
+        '--out',
+        type=Path,
+        metavar='FILE.onnx',
+        help='file to write; default: beside the checkpoint, under its name',
     )
     parser.add_argument(
         '--size', type=size, metavar='HxW', help='size of the image; default: crop of the config'
@@ -113,7 +117,7 @@ class DeployedModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, outputs: Sequence[str]) -> None:
+    def __init__(self, model: BaseSegmentor, outputs: Sequence[str]) -> None:
         super().__init__()
         self.model = model
         self.outputs = list(outputs)
@@ -121,7 +125,7 @@ class DeployedModel(nn.Module):
         mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
         self.register_buffer('mean', torch.zeros(3, 1, 1) if mean is None else mean.clone())
         self.register_buffer('std', torch.ones(3, 1, 1) if std is None else std.clone())
-        cfg = model.cfg.model.data_preprocessor
+        cfg = model.cfg.model.get('data_preprocessor') or {}
         # Files are loaded as BGR: without a conversion that is what the networks have learned on.
         self.takes_bgr = not (cfg.get('bgr_to_rgb') or cfg.get('rgb_to_bgr'))
 
@@ -140,14 +144,14 @@ class DeployedModel(nn.Module):
         return tuple(split[name] for name in self.outputs)
 
 
-def split_outputs(model: nn.Module, logits: Tensor) -> dict[str, Tensor]:
+def split_outputs(model: BaseSegmentor, logits: Tensor) -> dict[str, Tensor]:
     """Outputs of a model by name, from what its ``encode_decode`` returns."""
     if hasattr(model, 'split_outputs'):
         return model.split_outputs(logits)
     return dict(prediction=logits)
 
 
-def choose_outputs(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
+def choose_outputs(model: BaseSegmentor, wanted: Sequence[str] | None) -> list[str]:
     """Names of the outputs to export.
 
     Args:
@@ -167,29 +171,39 @@ def choose_outputs(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
     return [name for name in available if wanted is None or name in wanted]
 
 
-def metadata(cfg: Config, model: nn.Module, deployed: DeployedModel) -> dict[str, str]:
-    """What an application has to know, all values as JSON.
+def metadata(
+    cfg: Config, model: BaseSegmentor, deployed: DeployedModel, fixed: Size | None
+) -> dict[str, Any]:
+    """What an application has to know.
 
     Args:
         cfg: Config.
         model: The segmentor.
         deployed: What is exported.
+        fixed: Height and width of the graph, or None if they are free.
 
     Returns:
         ``classes``, ``palette`` (RGB), ``outputs``, ``chosen_output`` (what the config takes for
         the prediction), ``resize`` (``scale``, width and height, and ``keep_ratio`` of the test
-        pipeline, or null), ``padding`` (RGB that the network sees as zero), ``threshold`` (of a
+        pipeline, or null), ``slide`` (``window`` and ``stride``, height and width, of a sliding
+        window, or null), ``padding`` (RGB that the network sees as zero), ``threshold`` (of a
         binary model with one channel, or null) and where the model comes from.
     """
     resize = next((t for t in cfg.test_pipeline if t['type'] == 'Resize' and 'scale' in t), None)
+    slide = None
+    if model.test_cfg.mode == 'slide':
+        window = fixed or model.test_cfg.crop_size
+        stride = [min(pair) for pair in zip(model.test_cfg.stride, window, strict=True)]
+        slide = dict(window=window, stride=stride)
     mean = deployed.mean.flatten().tolist()
     binary = model.decode_head.out_channels == 1
-    values = dict(
+    return dict(
         classes=model.dataset_meta['classes'],
         palette=[[int(value) for value in color] for color in model.dataset_meta['palette']],
         outputs=deployed.outputs,
         chosen_output=getattr(model, 'chosen_output', 'prediction'),
         resize=resize and dict(scale=resize.scale, keep_ratio=resize.get('keep_ratio', False)),
+        slide=slide,
         padding=mean[::-1] if deployed.takes_bgr else mean,
         threshold=model.decode_head.threshold if binary else None,
         image='RGB, float32, 0 to 255, (N, 3, H, W)',
@@ -197,7 +211,6 @@ def metadata(cfg: Config, model: nn.Module, deployed: DeployedModel) -> dict[str
         mmseg_coop=__version__,
         torch=torch.__version__,
     )
-    return {key: json.dumps(value) for key, value in values.items()}
 
 
 def free_sides() -> tuple[dict[int, Any]]:
@@ -218,7 +231,7 @@ def export_onnx(
         file: Where to write.
         args: The command line.
     """
-    common = dict(input_names=['image'], output_names=deployed.outputs)
+    common: dict[str, Any] = dict(input_names=['image'], output_names=deployed.outputs)
     if args.exporter == 'dynamo':
         torch.onnx.export(
             deployed,
@@ -233,6 +246,8 @@ def export_onnx(
         )
         return
     axes = {0: 'batch', 2: 'height', 3: 'width'}
+    if 'dynamo' in _parameters(torch.onnx.export):  # torch 2.1 knows no other exporter here
+        common['dynamo'] = False
     with warnings.catch_warnings():
         # The old exporter says that it is old, and where Python decides on a size. What it decides
         # is checked below, at a size that was not traced.
@@ -246,13 +261,11 @@ def export_onnx(
             else None,
             opset_version=args.opset or 17,
             **common,
-            # torch 2.1 to 2.4 know no other exporter under this name
-            **(dict(dynamo=False) if 'dynamo' in _parameters(torch.onnx.export) else {}),
         )
 
 
 def export_program(
-    deployed: DeployedModel, example: Tensor, file: Path, dynamic: bool, values: dict[str, str]
+    deployed: DeployedModel, example: Tensor, file: Path, dynamic: bool, values: dict[str, Any]
 ) -> None:
     """Write the program of ``torch.export``, with the metadata as its extra file metadata.json."""
     program = torch.export.export(
@@ -276,7 +289,7 @@ def program_runner(file: Path) -> Run:
 
 
 @torch.no_grad()
-def check(run: Run, model: nn.Module, outputs: Sequence[str], shapes: list[Size], *, batch: int,
+def check(run: Run, model: BaseSegmentor, outputs: Sequence[str], shapes: list[Size], *, batch: int,
           tolerance: float, what: str) -> None:  # fmt: skip
     """Compare an exported model with PyTorch, preprocessing included.
 
@@ -360,7 +373,10 @@ def target_files(args: argparse.Namespace) -> list[Path]:
         ValueError: A name has another ending.
         FileExistsError: A file exists.
     """
-    out = args.out or Path(args.checkpoint).with_suffix('.onnx')
+    beside = Path(args.checkpoint)
+    if '://' in args.checkpoint:  # an address: there is no beside
+        beside = Path(beside.name)
+    out = args.out or beside.with_suffix('.onnx')
     if out.suffix != '.onnx':
         raise ValueError(f'--out {str(out)!r} has to end in .onnx.')
     files = [out, out.with_suffix('.pt2')] if args.program else [out]
@@ -383,7 +399,7 @@ def main() -> None:
         model = load_model(cfg, args.checkpoint)
         outputs = choose_outputs(model, args.outputs)
     deployed = DeployedModel(model, outputs).eval().requires_grad_(False)
-    values = metadata(cfg, model, deployed)
+    values = metadata(cfg, model, deployed, None if args.dynamic else (height, width))
     shapes = [(height, width)]
     if args.dynamic:  # another size, odd and in other proportions
         shapes.append((max(SIDES[0], height * 3 // 4) | 1, (width + 18) | 1))
@@ -410,12 +426,12 @@ def main() -> None:
             print(f'{file}: {file.stat().st_size / 2**20:.1f} MiB, outputs {", ".join(outputs)}')
 
 
-def add_metadata(file: Path, values: dict[str, str]) -> None:
-    """Write the metadata into an ONNX file and check that the file is valid."""
+def add_metadata(file: Path, values: dict[str, Any]) -> None:
+    """Write the metadata into an ONNX file, each value as JSON, and check that it is valid."""
     import onnx
 
     content = onnx.load(str(file))
-    onnx.helper.set_model_props(content, values)
+    onnx.helper.set_model_props(content, {k: json.dumps(value) for k, value in values.items()})
     onnx.checker.check_model(content)
     onnx.save(content, str(file))
 

@@ -1,9 +1,9 @@
 """Segment images with a model that export_onnx.py has written.
 
 Needs numpy, opencv-python and onnxruntime only, and this file works on its own. Images are resized
-as in the model's test pipeline (or to fit into the graph, if its size is fixed), and the logits are
-resized back. For every image it writes one picture: the image and every output laid over it, with a
-legend of the classes.
+as in the model's test pipeline, or to fit into the graph if its size is fixed; a model that wants a
+sliding window gets it. The logits are resized back. For every image it writes one picture: the
+image and every output laid over it, with a legend of the classes.
 """
 
 from __future__ import annotations
@@ -105,29 +105,27 @@ class Model:
             Label map of every output, ``(H, W)``, uint8.
         """
         height, width = image.shape[:2]
-        x, (used_height, used_width) = self._prepare(image)
+        rgb = self._resize(image)[..., ::-1].astype(np.float32)
+        scores = self._slide(rgb) if self.info['slide'] else self._run(rgb)
         labels = {}
-        for name, logits in zip(
-            self.outputs, self.session.run(self.outputs, {'image': x}), strict=True
-        ):
-            scores = logits[0, :, :used_height, :used_width].transpose(1, 2, 0)
-            scores = cv2.resize(np.ascontiguousarray(scores), (width, height))
+        for name, of_output in zip(self.outputs, scores, strict=True):
+            of_output = cv2.resize(of_output, (width, height))
             if self.info['threshold'] is not None:  # OpenCV drops the axis of a single channel
-                label_map = 1 / (1 + np.exp(-scores)) > self.info['threshold']
+                label_map = 1 / (1 + np.exp(-of_output)) > self.info['threshold']
             else:
-                label_map = scores.argmax(axis=2)
+                label_map = of_output.argmax(axis=2)
             labels[name] = label_map.astype(np.uint8)
         return labels
 
-    def _prepare(self, image: Array) -> tuple[Array, tuple[int, int]]:
-        """Input of the graph, ``(1, 3, h, w)``, and the part of it that shows the image."""
+    def _resize(self, image: Array) -> Array:
+        """Bring an image to the size that the model sees."""
         height, width = image.shape[:2]
         resize = self.info['resize']
-        if self.size is not None:
+        if self.size is not None and not self.info['slide']:
             scale = min(self.size[0] / height, self.size[1] / width)
-            target = (round(width * scale), round(height * scale))
+            target = (max(1, round(width * scale)), max(1, round(height * scale)))
         elif resize is None:
-            target = (width, height)
+            return image
         elif resize['keep_ratio']:
             # The long side of the image into the long one of the scale, the short into the short.
             short, long = sorted(resize['scale'])
@@ -135,15 +133,43 @@ class Model:
             target = (int(width * scale + 0.5), int(height * scale + 0.5))
         else:
             target = tuple(resize['scale'])
-        if target != (width, height):
-            image = cv2.resize(image, target)
-        x = image[..., ::-1].astype(np.float32)
+        return cv2.resize(image, target)
+
+    def _run(self, rgb: Array) -> list[Array]:
+        """Logits of all outputs, ``(H, W, C)`` each, for an image of at most the graph's size."""
+        height, width = rgb.shape[:2]
         if self.size is not None:
             padded = np.empty((*self.size, 3), np.float32)
             padded[:] = self.info['padding']
-            padded[: target[1], : target[0]] = x
-            x = padded
-        return np.ascontiguousarray(x.transpose(2, 0, 1)[None]), (target[1], target[0])
+            padded[:height, :width] = rgb
+            rgb = padded
+        x = np.ascontiguousarray(rgb.transpose(2, 0, 1)[None])
+        logits = self.session.run(self.outputs, {'image': x})
+        return [
+            np.ascontiguousarray(of_output[0, :, :height, :width].transpose(1, 2, 0))
+            for of_output in logits
+        ]
+
+    def _slide(self, rgb: Array) -> list[Array]:
+        """Logits of all outputs, averaged where windows overlap; the last ones end at the edge."""
+        starts = []
+        for length, window, stride in zip(
+            rgb.shape[:2], self.info['slide']['window'], self.info['slide']['stride'], strict=True
+        ):
+            last = max(length - window, 0)
+            starts.append([*range(0, last, stride), last])
+        height, width = self.info['slide']['window']
+        sums: list[Array] = []
+        count = np.zeros((*rgb.shape[:2], 1), np.float32)
+        for top in starts[0]:
+            for left in starts[1]:
+                here = np.s_[top : top + height, left : left + width]
+                count[here] += 1
+                for index, of_output in enumerate(self._run(rgb[here])):
+                    if index == len(sums):
+                        sums.append(np.zeros((*rgb.shape[:2], of_output.shape[2]), np.float32))
+                    sums[index][here] += of_output
+        return [total / count for total in sums]
 
 
 def find_images(paths: Sequence[str]) -> Iterator[Path]:

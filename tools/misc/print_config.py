@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import sys
 from collections.abc import Iterable
@@ -11,7 +12,9 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from mmseg_coop.utils import load_config, short_errors
+# The standard output is for the config, but OneDL's packages print to it when they are imported.
+with contextlib.redirect_stdout(sys.stderr):
+    from mmseg_coop.utils import load_config, short_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import os.path as osp
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mmengine.hooks
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.runner import Runner
@@ -85,6 +87,22 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         if self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend='local_aside')
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Say what has changed since the run to be resumed was configured.
+
+        Args:
+            runner: The runner.
+            checkpoint: The checkpoint.
+        """
+        text = checkpoint.get('meta', {}).get('cfg')
+        if not runner._resume or not text:
+            return
+        changes = changes_of_config(Config.fromstring(text, '.py'), runner.cfg)
+        if changes:
+            runner.logger.warning(
+                'The config is not that of the run to be resumed:\n' + '\n'.join(changes)
+            )
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
@@ -140,3 +158,37 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):  # as deepspeed writes them
             self.file_backend.rmtree(path)
+
+
+def changes_of_config(old: Config, new: Config) -> list[str]:
+    """List what differs between two configs in what decides the course of a training.
+
+    Args:
+        old: One config.
+        new: The other.
+
+    Returns:
+        Sentences, sorted by key.
+    """
+    keys = (
+        *('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'),
+        *('custom_hooks', 'randomness'),
+    )
+    flat = [dict(_flatten({key: cfg.get(key) for key in keys})) for cfg in (old, new)]
+    gone = '(nothing)'
+    return [
+        f'{key}: {flat[0].get(key, gone)!r} in the checkpoint, {flat[1].get(key, gone)!r} now'
+        for key in sorted(set(flat[0]) | set(flat[1]))
+        if flat[0].get(key, gone) != flat[1].get(key, gone)
+    ]
+
+
+def _flatten(value: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flatten(item, f'{prefix}.{key}' if prefix else str(key))
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            yield from _flatten(item, f'{prefix}.{number}')
+    else:
+        yield prefix, list(value) if isinstance(value, tuple) else value

@@ -262,7 +262,6 @@ def start(tmp_path):
             'train_dataloader.batch_size': 2,
             'default_hooks.checkpoint.interval': 1,
             'default_hooks.checkpoint.max_keep_ckpts': 1,
-            'model.data_preprocessor.size': (64, 64),
             'model.backbone.networks.top.stem_channels': 8,
             'model.backbone.networks.top.base_channels': 8,
             'model.backbone.networks.bottom.widen_factor': 0.25,
