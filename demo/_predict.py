@@ -63,6 +63,11 @@ class Predictor:
             raise ValueError(f'--opacity takes 0 to 1, not {args.opacity}.')
         cfg = load_config(args.config, cfg_options=args.cfg_options)
         device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError) as error:  # no such device, or torch is without CUDA
+            reason = str(error).splitlines()[0]
+            raise ValueError(f'--device {device!r} cannot be used here: {reason}') from error
         self.model = load_model(cfg, args.checkpoint, device=device)
         available = list(getattr(self.model, 'output_names', ['prediction']))
         for name in args.outputs or ():

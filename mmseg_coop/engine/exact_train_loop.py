@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmseg.registry import LOOPS
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
-_ITERATIONS, _SAMPLES = 0, 1  # two sequences of random numbers that never meet
+_ITERATIONS, _SAMPLES, _EVALUATIONS = 0, 1, 2  # sequences of random numbers that never meet
 
 
 def _seed(*key: int) -> None:
@@ -96,8 +96,8 @@ class _SeededDataset(Dataset):
 class IterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
     """mmengine's loop of the same name, which goes on after a kill as if there had been none.
 
-    It takes the place of mmengine's in the scope ``mmseg``, with the same arguments. Each iteration
-    and each sample has random numbers of its own, made from the seed and its number. So no state of
+    It takes the place of mmengine's in the scope ``mmseg``, with the same arguments. Each iteration,
+    evaluation and sample has random numbers of its own, made from the seed and its number. So no state of
     a generator has to be stored, the number of workers does not matter, and a resumed run continues
     bit for bit on the CPU, without reading the images again that were seen before. An evaluation
     that was due at the checkpoint, and is not in it, comes first.
@@ -180,4 +180,5 @@ class IterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
         if hub.runtime_info.get('evaluated_iter') != self._iter:
             # In the checkpoint only if it is written, as a new best one, after the evaluation.
             hub.update_info('evaluated_iter', self._iter)
+            _seed(self.runner.seed, _EVALUATIONS, get_rank(), self._iter)
             self.runner.val_loop.run()

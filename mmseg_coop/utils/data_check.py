@@ -28,18 +28,25 @@ def check_data(cfg: Config, splits: tuple[str, ...] = ('train', 'val', 'test')) 
         loader = cfg.get(f'{split}_dataloader')
         if loader is None:
             continue
-        for dataset in _leaf_datasets(loader['dataset']):
+        for dataset in leaf_datasets(loader['dataset']):
             _check_paths(dataset, split)
             _check_not_empty(dataset, split)
 
 
-def _leaf_datasets(dataset: Any) -> Iterator[Any]:
-    """Data sets inside wrappers such as ``ConcatDataset`` and ``RepeatDataset``."""
+def leaf_datasets(dataset: Any) -> Iterator[Any]:
+    """Find the data sets inside wrappers such as ``ConcatDataset`` and ``RepeatDataset``.
+
+    Args:
+        dataset: Config of a data set or a wrapper.
+
+    Yields:
+        The configs of the data sets.
+    """
     if 'datasets' in dataset:
         for part in dataset['datasets']:
-            yield from _leaf_datasets(part)
+            yield from leaf_datasets(part)
     elif 'dataset' in dataset:
-        yield from _leaf_datasets(dataset['dataset'])
+        yield from leaf_datasets(dataset['dataset'])
     else:
         yield dataset
 

@@ -14,10 +14,12 @@ from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model
 from mmseg.registry import MODELS
 
+from mmseg_coop.utils import forget_pretrained
 from mmseg_coop.utils.load_model import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
 #: For tools in processes of their own: the checkout itself, where it is not installed.
 PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
@@ -81,9 +83,9 @@ def call(work, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / 'demo'))
     monkeypatch.chdir(work)
 
-    def call(demo, what, *arguments):
+    def call(demo, what, *arguments, config='mini_cropped.py', checkpoint='model.pth'):
         module = __import__(demo)
-        words = [demo, what, 'mini_cropped.py', 'model.pth', *arguments]
+        words = [demo, what, config, checkpoint, *arguments]
         monkeypatch.setattr(sys, 'argv', list(map(str, words)))
         try:
             module.main()
@@ -134,6 +136,20 @@ def test_pattern_and_chosen_outputs(call, work, tmp_path):
     assert call('image_demo', 'images/b.png', '--out', tmp_path, '--overwrite').startswith('1 of 1')
 
 
+def test_model_with_a_single_output(call, tmp_path):
+    cfg = Config.fromfile(DPANET)
+    forget_pretrained(cfg.model)
+    torch.save(MODELS.build(cfg.model).state_dict(), tmp_path / 'dpanet.pth')
+    words = call(
+        *('image_demo', 'images/a.jpg', '--out', tmp_path / 'out', '--labels'),
+        config=DPANET,
+        checkpoint=tmp_path / 'dpanet.pth',
+    )
+    assert words.startswith('1 of 1 images segmented, outputs prediction')
+    assert cv2.imread(str(tmp_path / 'out/prediction/a.png')).shape == (80, 120, 3)
+    assert cv2.imread(str(tmp_path / 'out/a.png')).shape[1] == 2 * 3 * 120 + 4
+
+
 def test_an_unreadable_image_stops_no_other(call, work, tmp_path):
     folder = tmp_path / 'mixed'
     folder.mkdir()
@@ -153,6 +169,7 @@ def test_an_unreadable_image_stops_no_other(call, work, tmp_path):
         ('gone', (), "'gone' is no image and leads to none"),
         ('images/*.gif', (), "'images/*.gif' is no image and leads to none"),
         ('images/a.jpg', ('--outputs', 'left'), "output 'left' is unknown; the model has ['top'"),
+        ('images/a.jpg', ('--device', 'abacus'), "--device 'abacus' cannot be used here"),
         ('images/a.jpg', ('--opacity', '2'), '--opacity takes 0 to 1, not 2.0'),
     ],
 )

@@ -27,7 +27,7 @@ from mmseg.registry import DATASETS
 
 from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
 from mmseg_coop.utils import check_data, load_config, short_errors
-from mmseg_coop.utils.data_check import _leaf_datasets
+from mmseg_coop.utils.data_check import leaf_datasets
 
 SPLITS = ('train', 'val', 'test')
 #: Settings of the loading transforms that decide how a file is read.
@@ -270,7 +270,7 @@ def check_reduced(cfg: Config, found: dict[str, Findings], classes: int) -> Iter
 
 def datasets(cfg: Any) -> Iterator[Any]:
     """Datasets inside a config's wrappers, without their pipelines and lists of files."""
-    for leaf in _leaf_datasets(cfg):
+    for leaf in leaf_datasets(cfg):
         yield DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
 
 
@@ -355,7 +355,7 @@ def main() -> None:
         num_classes = cfg.get('model', {}).get('decode_head', {}).get('num_classes')
         found: dict[str, Findings] = {}
         for split in splits:
-            for leaf in _leaf_datasets(cfg[f'{split}_dataloader']['dataset']):
+            for leaf in leaf_datasets(cfg[f'{split}_dataloader']['dataset']):
                 print(f'{split}: {leaf["type"]} in {leaf.get("data_root")}', file=sys.stderr)
                 new = check_leaf(leaf, split, num_classes, args.workers)
                 found[split] = add(found[split], new) if split in found else new

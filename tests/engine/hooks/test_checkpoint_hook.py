@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmengine.hooks
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -200,6 +202,28 @@ def test_what_a_kill_leaves_is_overwritten(tmp_path):
     assert files(tmp_path) == ['a.pth']
 
 
+def test_a_changed_config_is_said_before_training_starts():
+    said = []
+    runner = SimpleNamespace(
+        _resume=True,
+        cfg=Config(dict(train_dataloader=dict(batch_size=4), train_cfg=dict(max_iters=9))),
+        logger=SimpleNamespace(warning=said.append),
+    )
+    old = Config(dict(train_dataloader=dict(batch_size=8), train_cfg=dict(max_iters=9)))
+    checkpoint = dict(meta=dict(cfg=old.pretty_text))
+    CheckpointHook(interval=1).after_load_checkpoint(runner, checkpoint)
+    assert said == [
+        'The config is not that of the run to be resumed:\n'
+        'train_dataloader.batch_size: 8 in the checkpoint, 4 now'
+    ]
+    runner.cfg = old
+    CheckpointHook(interval=1).after_load_checkpoint(runner, checkpoint)
+    CheckpointHook(interval=1).after_load_checkpoint(runner, dict(state_dict={}))
+    runner._resume, runner.cfg = False, Config({})  # fine-tuning: another config is the purpose
+    CheckpointHook(interval=1).after_load_checkpoint(runner, checkpoint)
+    assert len(said) == 1
+
+
 # Kills at random moments
 # -----------------------
 
@@ -240,60 +264,78 @@ for line in sys.stdin:
 KILLS = 60
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start the training, and again after each kill: returns the process's number."""
-    data, run = tmp_path / 'data', tmp_path / 'run'
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('camvid') / 'data'
     subprocess.run(
         [sys.executable, ROOT / 'tools/dataset_converters/make_mini_dataset.py',
-         *('--layout', 'camvid', '--out', data, '--train', '4', '--val', '1', '--size', '64x64')],
-        check=True, capture_output=True,
+         *('--layout', 'camvid', '--out', folder, '--train', '4', '--val', '1'),
+         *('--size', '64x64')], check=True, capture_output=True,
     )  # fmt: skip
-    options = dict(
-        resume=True,
-        work_dir=str(run),
-        visualizer=dict(vis_backends=[]),
-        custom_hooks=[dict(type='Progress')],
-    )
-    options.update(
-        {
-            'train_cfg.max_iters': 100_000,
-            'train_cfg.val_interval': 2,
+    return folder
+
+
+@pytest.fixture
+def server(data):
+    """Start a process that trains a small model each time the returned function is called."""
+    started = []
+
+    def serve(run, **options):
+        options = {
+            'resume': True,
+            'work_dir': str(run),
+            'randomness': dict(seed=0),
+            'visualizer': dict(vis_backends=[]),
+            'custom_hooks': [dict(type='Progress')],
             'train_dataloader.batch_size': 2,
-            'default_hooks.checkpoint.interval': 1,
-            'default_hooks.checkpoint.max_keep_ckpts': 1,
+            'default_hooks.logger.interval': 5,
             'model.backbone.networks.top.stem_channels': 8,
             'model.backbone.networks.top.base_channels': 8,
             'model.backbone.networks.bottom.widen_factor': 0.25,
             'model.decode_head.networks.top': dict(in_channels=64, low_level_in_channels=8),
             'model.decode_head.networks.bottom': dict(in_channels=80, low_level_in_channels=8),
+            **options,
         }
-    )
-    for split in ('train', 'val'):
-        options[f'{split}_dataloader.dataset.data_root'] = str(data)
-        options[f'{split}_dataloader.num_workers'] = 0
-        options[f'{split}_dataloader.persistent_workers'] = False
-    server = subprocess.Popen(
-        [sys.executable, '-c', RUNS, CONFIG, repr(options), tmp_path / 'log'],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
-    )  # fmt: skip
+        workers = options.pop('workers', 0)
+        for split in ('train', 'val'):
+            options[f'{split}_dataloader.dataset.data_root'] = str(data)
+            options[f'{split}_dataloader.num_workers'] = workers
+            options[f'{split}_dataloader.persistent_workers'] = workers > 0
+        process = subprocess.Popen(
+            [sys.executable, '-c', RUNS, CONFIG, repr(options), f'{run}.log'],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
+        )  # fmt: skip
+        started.append(process)
 
-    def go():
-        server.stdin.write('\n')
-        server.stdin.flush()
-        return int(server.stdout.readline()), lambda: int(server.stdout.readline())
+        def train_once():
+            """Return the number of the training process, and a function that awaits its end."""
+            process.stdin.write('\n')
+            process.stdin.flush()
+            return int(process.stdout.readline()), lambda: int(process.stdout.readline())
 
-    yield go
-    server.stdin.close()
-    server.wait(60)
-    server.stdout.close()
+        return train_once
+
+    yield serve
+    for process in started:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(start, tmp_path):
+def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(server, tmp_path):
     run, moments = tmp_path / 'run', random.Random(0)
+    start = server(
+        run,
+        **{
+            'train_cfg.max_iters': 100_000,
+            'train_cfg.val_interval': 2,
+            'default_hooks.checkpoint.interval': 1,
+            'default_hooks.checkpoint.max_keep_ckpts': 1,
+        },
+    )
     done = []
     for _ in range(KILLS):
         child, wait = start()
@@ -303,7 +345,7 @@ def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(start, 
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
-        assert wait() == -signal.SIGKILL, (tmp_path / 'log').read_text()[-3000:]
+        assert wait() == -signal.SIGKILL, Path(f'{run}.log').read_text()[-3000:]
         newest = _newest(run)
         assert newest >= _progress(run)
         assert not done or newest >= done[-1]
@@ -313,6 +355,52 @@ def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(start, 
     assert len(list(run.glob('best_*.pth'))) in (1, 2)
     assert done[-1] >= KILLS / 2
     assert len(set(done)) > KILLS / 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize('workers', [0, 2])
+def test_after_kills_a_run_ends_as_the_uninterrupted(workers, server, tmp_path):
+    options = {
+        'train_cfg.max_iters': 16,
+        'train_cfg.val_interval': 6,
+        'default_hooks.checkpoint.interval': 3,
+        'param_scheduler.0.end': 16,
+        # Dropout and all random transforms of the config stay.
+        'workers': workers,
+    }
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    _, wait = server(whole, **options)()
+    assert wait() == 0, Path(f'{whole}.log').read_text()[-3000:]
+    start, kills = server(killed, **options), 0
+    for iteration in (2, 5, 6, 10, 13):
+        child, wait = start()
+        deadline = time.monotonic() + 120
+        while _progress(killed) < iteration and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        kills += wait() == -signal.SIGKILL
+    assert kills == 5
+    _, wait = start()
+    assert wait() == 0, Path(f'{killed}.log').read_text()[-3000:]
+    ends = [load_checkpoint_data(run / 'iter_16.pth', 'cpu') for run in (whole, killed)]
+    for key in ('state_dict', 'optimizer', 'param_schedulers'):
+        assert _bytes(ends[0][key]) == _bytes(ends[1][key]), key
+    logs = [end['message_hub']['log_scalars'] for end in ends]
+    for key in logs[0]:
+        if not key.endswith('time'):
+            assert [a.tolist() for a in logs[0][key].data] == [
+                a.tolist() for a in logs[1][key].data
+            ]
+
+
+def _bytes(state):
+    """All tensors and numbers of nested containers, as comparable values."""
+    if isinstance(state, dict):
+        return {key: _bytes(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [_bytes(value) for value in state]
+    return state.numpy().tobytes() if isinstance(state, torch.Tensor) else state
 
 
 def _progress(run):
