@@ -142,14 +142,7 @@ def by_model_name(checkpoint):
         by_path_in_our_scope,
         by_config_name,
         by_checkpoint,
-        pytest.param(
-            by_model_name,
-            marks=pytest.mark.xfail(
-                raises=KeyError,
-                strict=True,
-                reason='mmengine asks the metafile for Weights, which ours do not state yet',
-            ),
-        ),
+        by_model_name,
     ],
 )
 def test_inferencer_returns_every_output(build, checkpoint, image):

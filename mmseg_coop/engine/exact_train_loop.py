@@ -96,11 +96,11 @@ class _SeededDataset(Dataset):
 class IterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
     """mmengine's loop of the same name, which goes on after a kill as if there had been none.
 
-    It takes the place of mmengine's in the scope ``mmseg``, with the same arguments. Each iteration,
-    evaluation and sample has random numbers of its own, made from the seed and its number. So no state of
-    a generator has to be stored, the number of workers does not matter, and a resumed run continues
-    bit for bit on the CPU, without reading the images again that were seen before. An evaluation
-    that was due at the checkpoint, and is not in it, comes first.
+    It takes the place of mmengine's in the scope ``mmseg``, with the same arguments. Each
+    iteration, evaluation and sample has random numbers of its own, made from the seed and its
+    number. So no state of a generator has to be stored, the number of workers does not matter, and
+    a resumed run continues bit for bit on the CPU, without reading the images again that were seen
+    before. An evaluation that was due at the checkpoint, and is not in it, comes first.
 
     This needs the sampler ``InfiniteSampler``, without a batch sampler of one's own; with others
     the data are those of mmengine, and a resumed run is told so.

@@ -74,6 +74,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     A run that was killed goes on with ``tools/train.py CONFIG --resume``.
     """
 
+    last_ckpt: str | None
     best_ckpt_path: str | None
     best_ckpt_path_dict: dict[str, str | None]
 
@@ -86,6 +87,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         super().before_train(runner)
         if self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend='local_aside')
+        # Without it mmengine does not note a new best score of an evaluation that comes first.
+        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Say what has changed since the run to be resumed was configured.

@@ -150,8 +150,8 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
     def _pool_image(self, x: Tensor) -> Tensor:
         """The image pooling branch, ``(N, channels, 1, 1)``."""
         norm = self.image_pool[1].norm
-        images = len(x) * (get_world_size() if isinstance(norm, nn.SyncBatchNorm) else 1)
-        if self.training and images == 1 and isinstance(norm, _BatchNorm):
+        processes = get_world_size() if isinstance(norm, nn.SyncBatchNorm) else 1
+        if self.training and isinstance(norm, _BatchNorm) and x.shape[0] * processes == 1:
             raise ValueError(
                 'the image pooling branch of ASPP cannot be trained with a batch of 1: its batch '
                 'norm sees a single value per channel. Use train_dataloader.batch_size of 2 or '
