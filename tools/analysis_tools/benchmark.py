@@ -45,11 +45,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--compile', action='store_true', help='torch.compile the models')
     args = parser.parse_args()
     try:
-        args.size = tuple(int(side) for side in args.size.split('x'))
-        if len(args.size) != 2 or min(args.size) < 1:
+        height, width = (int(side) for side in args.size.split('x'))
+        if min(height, width) < 1:
             raise ValueError
     except ValueError:
         parser.error(f'--size takes HEIGHTxWIDTH in pixels, such as 513x513, not {args.size!r}')
+    args.size = height, width
     for name in ('batch_size', 'repeats'):
         if getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")} has to be at least 1')

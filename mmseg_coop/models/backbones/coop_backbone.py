@@ -71,9 +71,9 @@ class CoopBackbone(BaseModule):
         ...         bottom=dict(type='MobileNetV2', out_indices=(1, 6)),
         ...     )
         ... ).eval()
-        >>> pyramids = backbone(torch.rand(1, 3, 32, 32))
+        >>> pyramids = backbone(torch.rand(1, 3, 64, 64))
         >>> [tuple(level.shape) for level in pyramids['bottom']]
-        [(1, 24, 8, 8), (1, 320, 4, 4)]
+        [(1, 24, 16, 16), (1, 320, 2, 2)]
     """
 
     def __init__(
