@@ -44,7 +44,7 @@ demo: $(STAMP) ## train, test and picture a small model on drawn images (some mi
 .PHONY: test
 test: lint ## run all checks, the doctests and the suite
 	@echo 'make: running the doctests and the suite in $(JOBS) processes'
-	@$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadfile -m 'not slow' --doctest-modules mmseg_coop tests
+	@$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadfile --doctest-modules mmseg_coop tests
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## run the tests that `make test` leaves out
