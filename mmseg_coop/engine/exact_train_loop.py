@@ -14,7 +14,7 @@ from mmengine.dist import get_rank
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmseg.registry import LOOPS
-from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 _ITERATIONS, _SAMPLES, _EVALUATIONS = 0, 1, 2  # sequences of random numbers that never meet
 
@@ -68,20 +68,10 @@ class _SeededDataset(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, place: int) -> Any:
-        if not isinstance(place, _Place):
-            return self.dataset[place]
-        if get_worker_info() is not None:
+        if isinstance(place, _Place):
+            # Without workers these are the generators of the iteration too, which seeds them anew.
             _seed(*place.key)
-            return self.dataset[int(place)]
-        # Without workers the model's random numbers are drawn from the same generators.
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-        _seed(*place.key)
-        try:
-            return self.dataset[int(place)]
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-            torch.set_rng_state(states[2])
+        return self.dataset[int(place)]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -93,14 +83,15 @@ class _SeededDataset(Dataset):
 
 
 @LOOPS.register_module()
-class IterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
-    """mmengine's loop of the same name, which goes on after a kill as if there had been none.
+class ExactIterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
+    """mmengine's ``IterBasedTrainLoop``, which goes on after a kill as if there had been none.
 
-    It takes the place of mmengine's in the scope ``mmseg``, with the same arguments. Each
-    iteration, evaluation and sample has random numbers of its own, made from the seed and its
-    number. So no state of a generator has to be stored, the number of workers does not matter, and
-    a resumed run continues bit for bit on the CPU, without reading the images again that were seen
-    before. An evaluation that was due at the checkpoint, and is not in it, comes first.
+    The configs of this project train with it; in others it is chosen by
+    ``train_cfg=dict(type='ExactIterBasedTrainLoop', ...)``. Each iteration, evaluation and sample
+    has random numbers of its own, made from the seed and its number. So no state of a generator has
+    to be stored, the number of workers does not matter, and a resumed run continues bit for bit on
+    the CPU, without reading the images again that were seen before. An evaluation that was due at
+    the checkpoint, and is not in it, comes first.
 
     This needs the sampler ``InfiniteSampler``, without a batch sampler of one's own; with others
     the data are those of mmengine, and a resumed run is told so.

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from mmseg.registry import LOOPS
 from torch import nn
 
-from mmseg_coop.engine import IterBasedTrainLoop, load_checkpoint_data
+from mmseg_coop.engine import ExactIterBasedTrainLoop, load_checkpoint_data
 from mmseg_coop.engine.hooks.checkpoint_hook import changes_of_config
 
 IMAGES, BATCH, ITERATIONS = 7, 2, 12
@@ -116,7 +116,7 @@ def train(folder, *, workers=0, kill=None, look=None, seed=3):
             sampler=dict(type='InfiniteSampler'),
             **loader,
         ),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=ITERATIONS, val_interval=4),
+        train_cfg=dict(type='ExactIterBasedTrainLoop', max_iters=ITERATIONS, val_interval=4),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
         param_scheduler=[dict(type='PolyLR', power=0.9, end=20, by_epoch=False)],
         val_dataloader=dict(
@@ -129,7 +129,11 @@ def train(folder, *, workers=0, kill=None, look=None, seed=3):
         val_evaluator=dict(type=Level),
         default_hooks=dict(
             checkpoint=dict(
-                type='CheckpointHook', interval=2, by_epoch=False, save_best='level', rule='greater'
+                type='AtomicCheckpointHook',
+                interval=2,
+                by_epoch=False,
+                save_best='level',
+                rule='greater',
             ),
             logger=dict(type='LoggerHook', interval=3),
         ),
@@ -274,9 +278,9 @@ def test_noise_differs_between_rounds_and_iterations(tmp_path):
     assert len(numbers.unique()) == len(numbers)
 
 
-def test_plain_configs_get_the_loop_in_the_scope_of_mmseg():
-    assert LOOPS.get('IterBasedTrainLoop') is IterBasedTrainLoop
-    assert mmengine.runner.IterBasedTrainLoop is not IterBasedTrainLoop
+def test_other_configs_keep_mmengines_loop():
+    assert LOOPS.get('ExactIterBasedTrainLoop') is ExactIterBasedTrainLoop
+    assert LOOPS.get('IterBasedTrainLoop') is mmengine.runner.IterBasedTrainLoop
 
 
 def test_another_sampler_is_read_again_and_said(tmp_path, capfd):
@@ -294,9 +298,11 @@ def test_another_sampler_is_read_again_and_said(tmp_path, capfd):
             model=Dropped(),
             work_dir=str(folder),
             train_dataloader=loader,
-            train_cfg=dict(type='IterBasedTrainLoop', max_iters=iterations),
+            train_cfg=dict(type='ExactIterBasedTrainLoop', max_iters=iterations),
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-            default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)),
+            default_hooks=dict(
+                checkpoint=dict(type='AtomicCheckpointHook', interval=1, by_epoch=False)
+            ),
             default_scope='mmseg',
             experiment_name=f'other_{iterations}',
             resume=True,

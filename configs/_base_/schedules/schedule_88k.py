@@ -8,7 +8,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=88000, by_epoch=False),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=88000, val_interval=4400)
+train_cfg = dict(type='ExactIterBasedTrainLoop', max_iters=88000, val_interval=4400)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(
@@ -16,7 +16,11 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=4400, save_best='mIoU', max_keep_ckpts=2
+        type='AtomicCheckpointHook',
+        by_epoch=False,
+        interval=4400,
+        save_best='mIoU',
+        max_keep_ckpts=2,
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),

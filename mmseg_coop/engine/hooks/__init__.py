@@ -1,6 +1,6 @@
 """Hooks."""
 
-from .checkpoint_hook import CheckpointHook
+from .checkpoint_hook import AtomicCheckpointHook
 from .record_iou_hook import RecordIoUHook
 
-__all__ = ['CheckpointHook', 'RecordIoUHook']
+__all__ = ['AtomicCheckpointHook', 'RecordIoUHook']

@@ -63,13 +63,14 @@ class AsideBackend(LocalBackend):
 
 
 @HOOKS.register_module()
-class CheckpointHook(mmengine.hooks.CheckpointHook):
-    """mmengine's hook of the same name, whose newest checkpoint is whole at any moment.
+class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
+    """mmengine's ``CheckpointHook``, whose newest checkpoint is whole at any moment.
 
-    It takes the place of mmengine's in the scope ``mmseg``, with the same arguments and files. A
-    local checkpoint, and the file ``last_checkpoint``, is written aside, synced and renamed. The
-    oldest and the former best checkpoint are deleted when the new one is there, not before, for
-    which the disk needs room for one checkpoint more.
+    The configs of this project use it; in others it is chosen by
+    ``default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', ...))``. A local checkpoint,
+    and the file ``last_checkpoint``, is written aside, synced and renamed. The oldest and the former
+    best checkpoint are deleted when the new one is there, not before, for which the disk needs room
+    for one checkpoint more.
 
     A run that was killed goes on with ``tools/train.py CONFIG --resume``.
     """
