@@ -68,9 +68,9 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
 
     The configs of this project use it; in others it is chosen by
     ``default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', ...))``. A local checkpoint,
-    and the file ``last_checkpoint``, is written aside, synced and renamed. The oldest and the former
-    best checkpoint are deleted when the new one is there, not before, for which the disk needs room
-    for one checkpoint more.
+    and the file ``last_checkpoint``, is written aside, synced and renamed. The oldest and the
+    former best checkpoint are deleted when the new one is there, not before, for which the disk
+    needs room for one checkpoint more.
 
     A run that was killed goes on with ``tools/train.py CONFIG --resume``.
     """
