@@ -30,7 +30,7 @@ def load_config(
     if not osp.isfile(path):
         folder, name = Path(path).parent, Path(path).name
         nearby = [p.name for p in folder.glob('*.py')] if folder.is_dir() else []
-        similar = difflib.get_close_matches(name, nearby, n=3, cutoff=0.5)
+        similar = difflib.get_close_matches(name, nearby, n=3, cutoff=0.7)
         hint = f' Did you mean {", ".join(similar)}?' if similar else ''
         raise FileNotFoundError(f'config {path!r} does not exist.{hint}')
     cfg = Config.fromfile(path)

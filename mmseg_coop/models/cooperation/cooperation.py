@@ -13,10 +13,10 @@ from .paths import CooperativePaths
 
 #: A network that offers its feature maps at the sites: it yields ``(site, feature)``, is sent what
 #: it goes on with, and returns its result.
-Steps = Generator[tuple[str, Tensor], Tensor, Tensor]
+Steps = Generator[tuple[str, Tensor], Tensor, Any]
 
 
-def run_alone(steps: Steps) -> Tensor:
+def run_alone(steps: Steps) -> Any:
     """Run one network without partners: it goes on with its own feature maps.
 
     Args:
@@ -95,7 +95,7 @@ class Cooperation(BaseModule):
                     for layer in range(layers[names[0]][site])
                 )
 
-    def forward(self, networks: Mapping[str, Steps]) -> dict[str, Tensor]:
+    def forward(self, networks: Mapping[str, Steps]) -> dict[str, Any]:
         """Run the networks in step.
 
         Args:
@@ -108,7 +108,7 @@ class Cooperation(BaseModule):
         features: dict[str, Tensor | None] = dict.fromkeys(networks)
         while True:
             arrived: dict[str, Tensor] = {}
-            results: dict[str, Tensor] = {}
+            results: dict[str, Any] = {}
             site = ''
             for name, steps in networks.items():
                 try:
