@@ -144,7 +144,7 @@ def by_model_name(checkpoint):
             by_config_name,
             marks=pytest.mark.skipif(
                 not (ROOT / 'mmseg_coop/.mim').is_dir(),
-                reason='the checkout is not installed (pip install -e .), so its configs have no name',
+                reason='the checkout is not installed (pip install -e .): its configs have no name',
             ),
         ),
         by_checkpoint,
