@@ -80,7 +80,8 @@ def prepare(args: argparse.Namespace) -> Config:
             cfg.test_evaluator.outputs = 'all'
     if args.show or args.show_dir:
         hook = cfg.default_hooks.setdefault('visualization', dict(type='SegVisualizationHook'))
-        hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+        # mmseg 1.2 draws every 50th image unless told otherwise.
+        hook.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
         if args.show_dir:
             cfg.visualizer.save_dir = args.show_dir
     if args.tta:
