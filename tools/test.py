@@ -69,6 +69,9 @@ def prepare(args: argparse.Namespace) -> Config:
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         raise FileNotFoundError(f'checkpoint {args.checkpoint!r} does not exist.')
     cfg.load_from = args.checkpoint
+    # A test needs no training data; mmseg 1.2 would build them to number its pictures.
+    for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
+        cfg.pop(key, None)
     # The checkpoint brings all weights: pretrained ones need not be there.
     forget_pretrained(cfg.model)
     check_data(cfg, splits=('test',))
