@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -174,16 +173,13 @@ def test_tta_reports_every_output_and_the_chosen_one_first(trained, data_root, t
 
 
 def test_two_processes_on_the_cpu_train_and_test_like_one(trained, data_root, tmp_path):
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
     environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
 
     def launch(tool, *arguments):
         words = command(tool, *arguments, '--launcher', 'pytorch', data_root=data_root)
         return subprocess.run(
-            [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2',
-             f'--master_port={port}', *words],
+            [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+             '--nproc_per_node=2', *words],
             cwd=tmp_path, env=environment, text=True, capture_output=True, check=False,
         )  # fmt: skip
 
