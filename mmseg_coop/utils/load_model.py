@@ -15,6 +15,7 @@ from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 from .config import forget_pretrained
+from .data_check import leaf_datasets
 
 
 def load_model(cfg: Config, checkpoint: str, *, device: str = 'cpu') -> BaseSegmentor:
@@ -76,9 +77,7 @@ def _dataset_meta(meta: dict[str, Any], cfg: Config) -> dict[str, Any]:
     """Classes and palette."""
     known = dict(meta.get('dataset_meta') or {})
     if not known.get('classes'):
-        dataset = cfg.test_dataloader.dataset
-        while 'dataset' in dataset or 'datasets' in dataset:  # wrappers such as ConcatDataset
-            dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+        dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
         # Asked of the class: some data sets cannot be built without their files.
         stated = DATASETS.get(dataset['type']).METAINFO
         known = dict(dataset.get('metainfo') or stated)
