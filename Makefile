@@ -48,8 +48,8 @@ test: lint ## run all checks, the doctests and the suite
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## run the tests that `make test` leaves out
-	@echo 'make: running the slow tests'
-	@$(PY) -m pytest -m slow
+	@echo 'make: running the slow tests in $(JOBS) processes'
+	@$(ONE_THREAD) $(PY) -m pytest -m slow -n $(JOBS) --dist loadfile tests
 
 .PHONY: lint
 lint: $(STAMP) ## check style, docstrings, types, spelling and the names of the configs
