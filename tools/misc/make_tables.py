@@ -1,4 +1,6 @@
-"""Write the results tables of configs/*/README.md from the metafiles beside them.
+"""Write the results tables of README.md and configs/*/README.md from the metafiles.
+
+Each configs/*/README.md lists all configs of its metafile, README.md those that have results.
 
 With --check nothing is written; the exit code is 1 where a table is stale.
 
@@ -11,7 +13,9 @@ measured with a training of this project.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -21,11 +25,13 @@ BEGIN, END = '<!-- table: begin (tools/misc/make_tables.py) -->', '<!-- table: e
 SOURCES = ('paper', 'converted', 'ours')
 
 
-def table(metafile: Path) -> str:
-    """Table of a metafile.
+def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -> str:
+    """Table of metafiles.
 
     Args:
-        metafile: The file.
+        metafiles: The files.
+        readme: Where the table goes, which the links start from.
+        only_with_results: Whether to leave out the configs without results.
 
     Returns:
         Markdown, a row a config.
@@ -37,7 +43,14 @@ def table(metafile: Path) -> str:
         '| config | data | parameters (M) | GMAC (input) | mIoU | source |',
         '| --- | --- | ---: | ---: | --- | --- |',
     ]
-    for model in yaml.safe_load(metafile.read_text())['Models']:
+    models = [
+        (metafile, model)
+        for metafile in metafiles
+        for model in yaml.safe_load(metafile.read_text())['Models']
+    ]
+    for metafile, model in models:
+        if only_with_results and not model.get('Results'):
+            continue
         config = ROOT / model['Config']
         if not config.is_file():
             raise ValueError(f'{metafile}: config {model["Config"]!r} does not exist.')
@@ -55,8 +68,9 @@ def table(metafile: Path) -> str:
                 f'{name.removesuffix("mIoU").strip()} {value}'.strip()
                 for name, value in result['Metrics'].items()
             ]
+        link = os.path.relpath(config, readme.parent)
         lines.append(
-            f'| [{config.stem}]({config.name}) | {data} | {metadata["Parameters (M)"]:.2f} '
+            f'| [{config.stem}]({link}) | {data} | {metadata["Parameters (M)"]:.2f} '
             f'| {metadata["GMAC"]:.1f} ({metadata["Input size"]}) '
             f'| {", ".join(metrics) or "not measured"} | {", ".join(sources)} |'
         )
@@ -89,11 +103,14 @@ def main() -> None:
     parser.add_argument('--check', action='store_true', help='write nothing, fail where stale')
     check = parser.parse_args().check
     stale = []
-    for metafile in sorted(ROOT.glob('configs/*/metafile.yml')):
-        readme = metafile.with_name('README.md')
+    metafiles = sorted(ROOT.glob('configs/*/metafile.yml'))
+    sources = {file.with_name('README.md'): [file] for file in metafiles}
+    sources[ROOT / 'README.md'] = metafiles
+    for readme, files in sources.items():
         try:
             old = readme.read_text()
-            new = with_table(old, table(metafile))
+            rows = table(files, readme, only_with_results=readme.parent == ROOT)
+            new = with_table(old, rows)
         except (ValueError, FileNotFoundError) as error:
             sys.exit(f'error: {readme.relative_to(ROOT)}: {error}')
         if new != old:
