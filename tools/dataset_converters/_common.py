@@ -84,6 +84,13 @@ def some(names: set[str]) -> str:
     return ', '.join(first) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
+def voc_palette() -> list[int]:
+    """Returns Pascal VOC's 256 colours: bits 0, 3, 6 of an index are red's top bits, and so on."""
+    index = np.arange(256)
+    channels = [sum((index >> (3 * k + c) & 1) << (7 - k) for k in range(3)) for c in range(3)]
+    return np.stack(channels, axis=1).ravel().tolist()
+
+
 def full_palette(palette: Sequence[Sequence[int]], ignore: Sequence[int] = (0, 0, 0)) -> list[int]:
     """Fills a palette of class colours up to the 256 entries of a palette image, flattened."""
     table = np.zeros((256, 3), np.uint8)

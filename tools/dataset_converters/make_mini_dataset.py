@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import numpy as np
-from _common import CAMVID_PALETTE, ClassCount, format_table, full_palette, parse_size, save_image
+from _common import (
+    CAMVID_PALETTE,
+    ClassCount,
+    format_table,
+    full_palette,
+    parse_size,
+    save_image,
+    voc_palette,
+)
 from _mini_scenes import CLASSES, LAYOUTS, DoesNotFitError, draw_scene
 from mmengine.utils import ProgressBar
 from PIL import Image
@@ -37,13 +44,6 @@ class Sample(NamedTuple):
     number: int
     image: str
     labels: list[str]
-
-
-def voc_palette() -> list[int]:
-    """Returns Pascal VOC's 256 colours: bits 0, 3, 6 of an index are red's top bits, and so on."""
-    index = np.arange(256)
-    channels = [sum((index >> (3 * k + c) & 1) << (7 - k) for k in range(3)) for c in range(3)]
-    return np.stack(channels, axis=1).ravel().tolist()
 
 
 PALETTES: dict[str, list[int] | None] = {

@@ -37,9 +37,9 @@ from _common import (
     report,
     run_jobs,
     save_image,
+    voc_palette,
 )
 from _mini_scenes import VOC_CLASSES
-from make_mini_dataset import voc_palette
 from PIL import Image
 from scipy.io import loadmat
 
