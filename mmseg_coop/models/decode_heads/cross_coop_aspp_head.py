@@ -16,6 +16,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..attentions._common import check_all_positive, check_positive
 from ..cooperation import Steps
 from .coop_head import BaseCoopHead, SteppedDecodeHead
 
@@ -40,6 +41,9 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
         separable: Depthwise separable instead of dense 3x3 convolutions. Defaults to False.
         dropout_ratio: Dropout behind the ASPP output. Defaults to 0.1.
         **kwargs: Arguments of mmseg's ``BaseDecodeHead``, ``num_classes`` above all.
+
+    Raises:
+        ValueError: A number is out of its range.
     """
 
     def __init__(
@@ -64,6 +68,10 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
             dropout_ratio=dropout_ratio,
             **kwargs,
         )
+        check_all_positive('dilations', dilations, '(1, 6, 12, 18)')
+        check_positive('low_level_in_channels', low_level_in_channels)
+        check_positive('low_level_channels', low_level_channels)
+        check_positive('num_decoder_convs', num_decoder_convs)
         self.low_level_in_channels = low_level_in_channels
         self.low_level_index = low_level_index
         layer = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
@@ -130,7 +138,8 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
         for branch in self.aspp:
             branches.append((yield 'aspp', branch(x)))
         # Exchanged before it is spread over the map: a constant map stays constant under every
-        # fusion by 1x1 operations, so the result is the same at a fraction of the cost.
+        # fusion by 1x1 operations, at a fraction of the cost. Only the running variance of a
+        # fusion's batch norm differs a little, N values making it unbiased in place of N*H*W.
         pooled = yield 'aspp', self._pool_image(x)
         branches.append(self._resize(pooled, x))
         x = self.dropout(self.bottleneck(torch.cat(branches, dim=1)))

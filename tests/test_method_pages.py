@@ -1,0 +1,348 @@
+"""What the pages on the methods say of the code, the configs and the papers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import mmcv.cnn
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmseg.registry import MODELS
+
+import mmseg_coop.models
+from mmseg_coop.models import ChannelPoolAttention, SpatialPoolAttention, decode_heads
+from mmseg_coop.models.decode_heads import coop_head, cross_coop_aspp_head
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {path.stem: path for path in sorted((ROOT / 'docs/methods').glob('*.md'))}
+#: How many equations each paper numbers, and its key in paper_tables.yml.
+PAPERS = dict(cross_cooperative_learning=(1, 'cross-coop'), dpanet=(14, 'dpanet'))
+ANNOTATED = ROOT / 'docs/annotated_config.py'
+
+
+def blocks(page):
+    """The fenced blocks of Python on a page: line of the page, and text."""
+    text = PAGES[page].read_text()
+    return [
+        (text[: match.start()].count('\n') + 2, match[1])
+        for match in re.finditer(r'^```python\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def excerpts(page):
+    """The blocks that quote a file, as parameters: the file, and the quoted lines."""
+    found = []
+    for line, block in blocks(page):
+        first, _, rest = block.partition('\n')
+        if first.startswith('# ') and first.endswith('.py'):
+            found.append(pytest.param(ROOT / first[2:], rest, id=f'{page}:{line}'))
+    return found
+
+
+def examples(page):
+    """The other blocks, which run."""
+    quoted = {parameter.id for parameter in excerpts(page)}
+    return [
+        pytest.param(block, id=f'{page}:{line}')
+        for line, block in blocks(page)
+        if f'{page}:{line}' not in quoted
+    ]
+
+
+def section(page, title):
+    """The text below a heading, up to the next of its level."""
+    level = title.split()[0]
+    text = PAGES[page].read_text()
+    start = text.index(f'\n{title}\n') + len(title) + 2
+    end = re.search(rf'^{level} ', text[start:], re.MULTILINE)
+    return text[start : start + end.start()] if end else text[start:]
+
+
+def cells(text):
+    """The rows of all tables in a text, as lists of cells."""
+    rows = re.findall(r'^\|(.*)\|$', text, re.MULTILINE)
+    return [[cell.strip() for cell in row.split('|')] for row in rows]
+
+
+def prose(page):
+    """A page without its fenced blocks."""
+    return re.sub(r'^```.*?^```$', '', PAGES[page].read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def find(parts, source, start):
+    """Where the parts, runs of lines, stand in the source, in order; None where they do not."""
+    for part in parts:
+        for index in range(start, len(source) - len(part) + 1):
+            if textwrap.dedent('\n'.join(source[index : index + len(part)])).split('\n') == part:
+                start = index + len(part)
+                break
+        else:
+            return part
+    return None
+
+
+def test_there_is_a_page_for_each_paper():
+    assert set(PAGES) == set(PAPERS)
+    assert len(excerpts('cross_cooperative_learning')) >= 7
+    assert len(excerpts('dpanet')) >= 8
+
+
+@pytest.mark.parametrize(
+    ('path', 'quoted'), [excerpt for page in PAPERS for excerpt in excerpts(page)]
+)
+def test_quoted_lines_stand_in_the_file(path, quoted):
+    """Verbatim, in order, and one after the other except where a line `...` leaves some out."""
+    parts = [
+        textwrap.dedent(part.strip('\n')).split('\n')
+        for part in re.split(r'^\.\.\.\n', quoted, flags=re.MULTILINE)
+    ]
+    missing = find(parts, path.read_text().split('\n'), 0)
+    assert missing is None, f'{path.name} has no longer these lines: {missing}'
+
+
+def test_the_search_for_quoted_lines_can_fail():
+    source = ['if a:', '    b', '', '    c', 'd']
+    assert find([['b', '', 'c']], source, 0) is None
+    assert find([['b'], ['d']], source, 0) is None
+    assert find([['d'], ['b']], source, 0) == ['b']  # not in this order
+    assert find([['b', 'c']], source, 0) == ['b', 'c']  # not one after the other
+    assert find([['if a:', 'b']], source, 0) == ['if a:', 'b']  # another indentation
+
+
+@pytest.mark.parametrize('code', [example for page in PAPERS for example in examples(page)])
+def test_examples_run_and_print_what_they_say(code):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, 'example', 'exec'), {'__name__': 'example'})
+    expected = re.findall(r'^print\(.*\)  # (.*)$', code, re.MULTILINE)
+    assert expected
+    assert printed.getvalue().splitlines() == expected
+
+
+@pytest.mark.parametrize('page', PAPERS)
+def test_every_numbered_equation_is_there_in_order(page):
+    numbers = list(range(1, PAPERS[page][0] + 1))
+    title = '## The equations' if page == 'dpanet' else '## The equation'
+    rows = [row for row in cells(section(page, title)) if row[0].isdigit() and len(row) == 3]
+    assert [int(row[0]) for row in rows] == numbers
+    # The paper's number 4 stands on a line without an equation.
+    tags = [int(tag) for tag in re.findall(r'\\tag\{(\d+)\}', PAGES[page].read_text())]
+    assert tags == [number for number in numbers if (page, number) != ('dpanet', 4)]
+    headings = ' '.join(re.findall(r'^### Equations? .*$', section(page, title), re.MULTILINE))
+    named = [int(number) for number in re.findall(r'\d+', headings)]
+    assert min(named) == 1
+    assert max(named) == numbers[-1]
+
+
+@pytest.mark.parametrize('page', PAPERS)
+def test_formulas_survive_markdown(page):
+    """GitHub takes a backslash before a sign away before the formula is set."""
+    formulas = re.findall(r'\$\$?([^$]+)\$\$?', prose(page))
+    assert len(formulas) > 20
+    for formula in formulas:
+        assert not re.search(r'\\[^A-Za-z]', formula), formula
+        assert formula.count('{') == formula.count('}'), formula
+
+
+@pytest.mark.parametrize('page', PAPERS)
+def test_links_lead_to_files(page):
+    links = re.findall(r'\]\(([^)]+)\)', prose(page))
+    local = [link for link in links if not link.startswith('http')]
+    assert f'../pictures/{page}.svg' in local
+    for link in local:
+        assert (PAGES[page].parent / link).is_file(), link
+
+
+@pytest.mark.parametrize('page', PAPERS)
+def test_named_classes_files_and_configs_exist(page):
+    places = [mmseg_coop.models, decode_heads, coop_head, cross_coop_aspp_head, mmcv.cnn]
+    stems = [path.stem for path in ROOT.glob('configs/**/*.py')]
+    checked = 0
+    for span in re.findall(r'`([^`\n]+)`', prose(page)):
+        if re.fullmatch(r'[A-Z]\w*[a-z]\w*[A-Z]\w*(\.\w+)?', span):  # a class, or its attribute
+            name, _, attribute = span.partition('.')
+            found = next((vars(place)[name] for place in places if name in vars(place)), None)
+            assert found is not None or MODELS.get(name) is not None, span
+            assert not attribute or hasattr(found, attribute), span
+        elif '/' in span and span.endswith('.py'):
+            assert (ROOT / span).is_file(), span
+        elif span.endswith('.py') and ' ' not in span:
+            assert span[:-3] in stems or list(ROOT.glob(f'tools/*/{span}')), span
+        elif re.fullmatch(r'(cross-coop|coop|dpanet|deeplabv3plus)[\w-]*_…?\w*[\w-]*', span):
+            assert any(stem.startswith(span.rstrip('…')) for stem in stems), span
+        else:
+            continue
+        checked += 1
+    assert checked >= 10
+    for script in re.findall(r'^python (\S+)', PAGES[page].read_text(), re.MULTILINE):
+        assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize('page', PAPERS)
+def test_named_settings_are_arguments(page):
+    classes = [
+        coop_head.BaseCoopHead,
+        cross_coop_aspp_head.DeepLabV3PlusHead,
+        decode_heads.DPAHead,
+        SpatialPoolAttention,
+        ChannelPoolAttention,
+    ]
+    known = {name for found in classes for name in inspect.signature(found).parameters}
+    settings = [
+        match[1]
+        for row in cells(section(page, '## Decisions'))
+        for match in re.finditer(r'`(\w+)=', '|'.join(row))
+    ]
+    assert len(settings) >= 4
+    assert set(settings) <= known | {'avg_non_ignore', 'loss_decode', 'lr_mult', 'type'}
+
+
+@pytest.fixture(scope='module')
+def paper_tables():
+    """The tables of the papers, as paper_tables.py reads them."""
+    folder = str(ROOT / 'tools/analysis_tools')
+    sys.path.insert(0, folder)
+    yield importlib.import_module('paper_tables')
+    sys.path.remove(folder)
+
+
+@pytest.mark.parametrize('page', PAPERS)
+def test_tables_of_the_paper_are_mapped_to_configs(page, paper_tables):
+    data = yaml.safe_load((ROOT / 'tools/analysis_tools/paper_tables.yml').read_text())
+    known = paper_tables.paper_miou()
+    expected = []
+    for table in data['papers'][PAPERS[page][1]]['tables']:
+        for row in table['rows']:
+            if 'config' in row:
+                output = row.get('output')
+                key = f'{output} mIoU' if output else 'mIoU'
+                figure = row.get('printed') or known[row['config'], table['dataset']][key]
+                expected.append((table['number'], row['config'], output, figure))
+    rows = [
+        row
+        for row in cells(section(page, "## From the paper's tables to configs"))
+        if row[0].isdigit()
+    ]
+    found = []
+    for number, _, config, *output, figure in rows:
+        name, link = re.fullmatch(r'\[(.*)\]\((.*)\)', config).groups()
+        assert Path(link).stem == name
+        found.append((int(number), name, (output or [''])[0].strip('`') or None, float(figure)))
+    assert found == expected
+
+
+def test_the_printed_means_that_are_not_means():
+    data = yaml.safe_load((ROOT / 'tools/analysis_tools/paper_tables.yml').read_text())
+    rows = cells(section('cross_cooperative_learning', "## From the paper's tables to configs"))
+    printed = [float(row[-1]) for row in rows if row[0] == '1']
+    means = [sum(row['IoU']) / 21 for row in data['papers']['cross-coop']['tables'][0]['rows']]
+    off = [
+        (figure, round(mean, 1))
+        for figure, mean in zip(printed, means, strict=True)
+        if abs(figure - mean) > 0.1
+    ]
+    assert off == [(77.6, 76.3), (80.1, 79.6)]
+    text = PAGES['cross_cooperative_learning'].read_text()
+    for figure, mean in off:
+        assert str(figure) in text
+        assert str(mean) in text
+
+
+def test_shapes_at_the_sites():
+    """At 513x513, as the page says, on a device where nothing is computed."""
+    cfg = Config.fromfile(ANNOTATED)
+    with torch.device('meta'), torch.no_grad():
+        model = MODELS.build(cfg.model).eval()
+        pyramids = model.extract_feat(torch.empty(1, 3, 513, 513))
+        steps = model.decode_head.networks['top'].steps(pyramids['top'])
+        shapes, feature = {}, None
+        with contextlib.suppress(StopIteration):
+            while True:
+                site, feature = steps.send(feature)
+                shapes.setdefault(site, []).append(tuple(feature.shape[1:]))
+    rows = cells(section('cross_cooperative_learning', '### Figures 2 and 3: the layers'))[2:]
+    assert [row[0].strip('`') for row in rows] == list(shapes)
+    for row in rows:
+        said = [
+            tuple(map(int, shape.split(', '))) for shape in re.findall(r'\(N, ([\d, ]+)\)', row[-1])
+        ]
+        own = shapes[row[0].strip('`')]
+        assert int(row[3]) == len(own)
+        assert list(dict.fromkeys(own)) == said
+
+
+def test_costs_are_those_of_the_metafiles_and_of_the_formulas():
+    text = PAGES['cross_cooperative_learning'].read_text()
+    models = {}
+    for file in ROOT.glob('configs/*/metafile.yml'):
+        for model in yaml.safe_load(file.read_text())['Models']:
+            models[model['Name']] = model['Metadata']
+    for method in (
+        'deeplabv3plus_x65-d16',
+        'deeplabv3plus_r101-d16',
+        'cross-coop_x65-r101-d16',
+        'cross-coop-concat_x65-r101-d16',
+        'cross-coop-gated_x65-r101-d16',
+    ):
+        cost = models[f'{method}_1xb6-88k_voc12aug-513x513']
+        assert f'| {cost["Parameters (M)"]:.2f} | {cost["GMAC"]:.1f} |' in text
+    weights = 4 * (2048**2 + 8 * 256**2 + 48**2)
+    assert f'= {weights / 1e6:.1f}$ million weights' in text
+
+    text = PAGES['dpanet'].read_text()
+    (c, cq, n, t, inner) = (512, 64, 96 * 96, 325, 256)
+    table = {row[0]: row[-1].split()[0] for row in cells(section('dpanet', '## Cost')) if row[0]}
+    assert table['SPA'] == f'{2 * c * n * t / 1e9:.2f}'
+    spa_conv = c * cq * n + cq * n * t + c * n * t + (c * cq + c * c) * t
+    assert table["SPA, `qkv='conv'`, $C_q = C / 8$"] == f'{spa_conv / 1e9:.2f}'
+    non_local = (4 * c * inner * n + 2 * inner * n * n) / 1e9
+    assert table[r'non-local, $\hat C$ inside'] == f'{non_local:.1f}'
+    assert table['CPA'] == f'{2 * c * c * n / 1e9:.2f}'
+    assert f'{2 * c * (35 * n + t * 96) / 1e9:.2f} GMAC' in text
+    (c, cq) = (2048, 256)
+    for n, said in ((9216, '58.01'), (32768, '601.40')):
+        layers = (3 * c * cq + 2 * cq + c + 3 * cq) * n + 2 * cq * n * n
+        assert f'{layers / 1e9:.2f}' == said
+        assert rf'F({n}) = {said} \cdot 10^9' in text
+        assert f'{2 * c * n * t / 1e9:.1f}' in text
+        assert f'{(4 * c * cq * n + 2 * cq * n * n) / 1e9:.1f}' in text
+
+
+@pytest.mark.parametrize(
+    ('module', 'parameters'),
+    [
+        (SpatialPoolAttention(in_channels=64), 1),
+        (SpatialPoolAttention(in_channels=64, qkv='conv'), 2 * (64 * 8 + 8) + 64**2 + 64 + 1),
+        (ChannelPoolAttention(in_channels=64), 1),
+        (mmcv.cnn.NonLocal2d(64), 4 * 64 * 32 + 3 * 32 + 64),
+    ],
+)
+def test_parameters_of_the_attentions(module, parameters):
+    """The formulas of the table of costs."""
+    assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+
+
+def test_the_annotated_config_is_the_shipped_one():
+    shipped = re.search(r'configs/\S+\.py', ANNOTATED.read_text())[0]
+    assert Config.fromfile(ANNOTATED).to_dict() == Config.fromfile(ROOT / shipped).to_dict()
+    assert ANNOTATED.read_text().count('#') > 30
+
+
+def test_pictures_are_small_and_their_making_is_told():
+    pictures = [path for path in (ROOT / 'docs/pictures').iterdir() if path.suffix != '.txt']
+    sources = (ROOT / 'docs/pictures/SOURCES.txt').read_text()
+    assert len(pictures) >= 3
+    for path in pictures:
+        assert path.stat().st_size < 200_000, path.name
+        assert path.name in sources
+    for script in re.findall(r'python (\S+\.py)', sources):
+        assert (ROOT / script).is_file(), script
