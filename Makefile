@@ -33,7 +33,7 @@ $(STAMP): setup.py pyproject.toml requirements.txt $(wildcard requirements/*.txt
 	@[ -x $(PY) ] || { echo 'make: creating $(VENV)'; $(PYTHON) -m venv $(VENV); }
 	@echo "make: installing the project and its requirements into $(VENV) ($$($(PY) --version)), some minutes"
 	@$(PY) -m pip install --quiet --upgrade 'pip>=23.1'
-	@$(PY) -m pip install --quiet --editable '.[tests]'
+	@$(PY) -m pip install --quiet --editable '.[tests,docs]'
 	@touch $@
 
 .PHONY: demo
@@ -60,6 +60,12 @@ lint: $(STAMP) ## check style, docstrings, types, spelling and the names of the 
 	@$(PY) -m codespell_lib
 	@$(PY) tools/misc/check_config_names.py
 
+.PHONY: docs
+docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an error
+	@echo 'make: building the documentation'
+	@$(PY) -m sphinx -E -W --keep-going -n -q -b html docs docs/_build/html
+	@echo 'make: open docs/_build/html/index.html'
+
 .PHONY: format
 format: $(STAMP) ## bring the code into the project's style
 	@$(PY) -m ruff check --fix .
@@ -67,4 +73,4 @@ format: $(STAMP) ## bring the code into the project's style
 
 .PHONY: clean
 clean: ## remove what was built, but not the virtual environment
-	rm -rf build dist *.egg-info mmseg_coop/.mim .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build *.egg-info mmseg_coop/.mim .mypy_cache .pytest_cache .ruff_cache

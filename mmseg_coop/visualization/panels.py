@@ -27,7 +27,7 @@ def label_maps(
         predictions: Whether to take the predictions. Defaults to True.
 
     Returns:
-        Label maps ``(H, W)`` by title: ``ground truth``, and the name of each output, or
+        Label maps ``(H, W)`` by title, which is ``ground truth``, the name of an output, or
         ``prediction`` for a model without named outputs. What the sample lacks is left out.
     """
     maps = {}

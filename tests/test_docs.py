@@ -1,0 +1,339 @@
+"""The documentation builds without a warning, leaves nothing out, and what it shows works."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+import os
+import pkgutil
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import types
+import zlib
+from pathlib import Path
+
+import mmseg.registry
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import Registry
+from mmseg.registry import DATASETS, MODELS
+from PIL import Image
+
+import mmseg_coop
+from mmseg_coop.utils import check_data, forget_pretrained
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / name
+    for pattern in ('README.md', 'configs/*/README.md', 'docs/*.md', 'docs/[!_]*/*.md')
+    for name in sorted(ROOT.glob(pattern))
+]
+by_page = pytest.mark.parametrize('page', PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+MINI = 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+#: Options in the text that belong to other programs.
+FOREIGN = {'--kill-on-bad-exit', '--time', '--no-deps'}
+#: Folders of the project in the text that a command makes.
+MADE = ('demo/output', 'docs/_build')
+
+
+def blocks(page, *languages):
+    """Code blocks of a page in one of the languages."""
+    found = re.findall(r'^```(\w*)\n(.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def file_named_in(block):
+    """The file for which a block of Python is meant, which its first line may name."""
+    match = re.match(r'# (my_[\w/-]+\.py)\n', block)
+    return match and match[1]
+
+
+def tool(path, *arguments):
+    """Run a tool in this process, which saves the imports; return what it prints."""
+    path = ROOT / path
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, 'argv', [str(path), *map(str, arguments)])
+        patch.setenv('LOCAL_RANK', '0')  # which train.py and test.py set, and would leave
+        patch.syspath_prepend(str(path.parent))
+        try:
+            runpy.run_path(str(path), run_name='__main__')
+        except SystemExit as end:
+            assert not end.code, end.code  # noqa: PT017  # a tool ends with its error
+    return printed.getvalue()
+
+
+@functools.cache
+def help_of(path):
+    """What ``--help`` prints; nothing where the tool cannot run for want of onnxruntime."""
+    try:
+        return tool(path, '--help')
+    except ModuleNotFoundError as error:
+        assert error.name == 'onnxruntime'  # noqa: PT017  # of onnx_inference.py
+        return ''
+
+
+# What Sphinx makes of it
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    """What the strict build says, and the folder it writes."""
+    for package in ('sphinx', 'myst_parser', 'furo'):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f'{package} is not installed (pip install -r requirements/docs.txt)')
+    out = tmp_path_factory.mktemp('html')
+    command = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-n', '-q', '-b', 'html']
+    done = subprocess.run(
+        [*command, '-d', str(out / 'doctrees'), 'docs', str(out / 'html')],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    return done, out / 'html'
+
+
+def test_strict_build_has_no_warning(built):
+    done, html = built
+    assert done.returncode == 0, done.stderr
+    assert (html / 'index.html').is_file()
+
+
+def documented(html):
+    """Objects that the reference documents."""
+    content = (html / 'objects.inv').read_bytes().split(b'\n', 4)[4]
+    entries = [line.split() for line in zlib.decompress(content).decode().splitlines()]
+    kinds = ('py:class', 'py:function', 'py:data', 'py:exception')
+    return [pkgutil.resolve_name(name) for name, kind, *_ in entries if kind in kinds]
+
+
+def exported():
+    """Public objects of the package by their names: what packages export and registries hold."""
+    names = ['mmseg_coop']
+    names += [info.name for info in pkgutil.walk_packages(mmseg_coop.__path__, 'mmseg_coop.')]
+    found = {}
+    for module in map(importlib.import_module, names):
+        for name in getattr(module, '__all__', ()):
+            found[f'{module.__name__}.{name}'] = getattr(module, name)
+    for name, registry in vars(mmseg.registry).items():
+        if isinstance(registry, Registry):
+            for key, value in registry.module_dict.items():
+                if value.__module__.startswith('mmseg_coop.'):
+                    found[f'{name} {key}'] = value
+    return {key: value for key, value in found.items() if not isinstance(value, types.ModuleType)}
+
+
+def test_reference_holds_every_exported_name_and_registered_component(built):
+    ids = set(map(id, documented(built[1])))
+    public = exported()
+    assert {'mmseg_coop.models.GatedFusion', 'HOOKS RecordIoUHook'} <= set(public)
+    missing = sorted(name for name, value in public.items() if id(value) not in ids)
+    assert not missing, f'add them to docs/api: {missing}'
+
+
+# The examples
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A folder as the first steps leave it, with a short training, and the files of the pages."""
+    folder = tmp_path_factory.mktemp('project')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        for name in ('configs', 'demo', 'tools'):
+            (folder / name).symlink_to(ROOT / name)
+        tool(
+            'tools/dataset_converters/make_mini_dataset.py',
+            *('--layout', 'camvid', '--out', 'data/mini_camvid', '--train', '4', '--val', '2'),
+        )
+        for path in sorted(Path('data/mini_camvid').rglob('*.*')):
+            own = Path('data/own', path.relative_to('data/mini_camvid'))
+            own.parent.mkdir(parents=True, exist_ok=True)
+            picture = np.array(Image.open(path))
+            Image.fromarray(picture % 3 if path.suffix == '.png' else picture).save(own)
+        tool(
+            *('tools/train.py', MINI, '--work-dir', 'work_dirs/mini', '--cfg-options'),
+            *('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'param_scheduler.0.end=2'),
+            *('train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=2'),
+            *(f'{split}_dataloader.num_workers=0' for split in ('train', 'val')),
+            *(f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val')),
+        )
+        shutil.copy('work_dirs/mini/iter_2.pth', 'work_dirs/mini/iter_200.pth')
+        for page in PAGES:
+            for block in blocks(page, 'python'):
+                if file_named_in(block):
+                    file = Path(file_named_in(block))
+                    file.parent.mkdir(exist_ok=True)
+                    file.write_text(block)
+        yield folder
+
+
+@pytest.fixture(scope='module')
+def exported_model(project):
+    """The files that the commands for the export write."""
+    for package in ('onnx', 'onnxruntime'):
+        pytest.importorskip(package, reason=f'{package} is what the export needs')
+    options = ['--program'] if hasattr(torch.export, 'save') else []
+    checkpoint = 'work_dirs/mini/iter_200.pth'
+    tool('tools/deployment/export_onnx.py', MINI, checkpoint, '--out', 'model.onnx', *options)
+
+
+@by_page
+def test_python_blocks_run(page, project, request):
+    if page.parent.name == 'methods':
+        pytest.skip('it quotes parts of the source')
+    namespace = {}
+    for number, block in enumerate(blocks(page, 'python')):
+        if file_named_in(block):
+            continue
+        if 'model.onnx' in block:
+            request.getfixturevalue('exported_model')
+        if 'model.pt2' in block and not Path('model.pt2').exists():
+            continue  # torch.export of an older torch
+        exec(compile(block, f'{page.name}, block {number}', 'exec'), namespace)
+
+
+def config_files():
+    files = [file_named_in(block) for page in PAGES for block in blocks(page, 'python')]
+    return [file for file in files if file and file.startswith('my_configs/')]
+
+
+@pytest.mark.parametrize('file', config_files())
+def test_configs_of_the_pages_train_and_predict(file, project):
+    cfg = Config.fromfile(file)
+    forget_pretrained(cfg.model)
+    check_data(cfg)
+    for transform in cfg.train_dataloader.dataset.pipeline:
+        if transform['type'] == 'RandomCrop':
+            transform.crop_size = cfg.model.data_preprocessor.size = (64, 64)
+    model = MODELS.build(cfg.model)
+    train_set = DATASETS.build(cfg.train_dataloader.dataset)
+    batch = model.data_preprocessor(pseudo_collate([train_set[0], train_set[1]]), True)
+    losses = model(**batch, mode='loss')
+    names = model.decode_head.network_names
+    assert {f'decode.{name}.loss_ce' for name in names} <= set(losses)
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    for name, parameter in model.decode_head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    test_set = DATASETS.build(cfg.test_dataloader.dataset)
+    (sample,) = model.eval().test_step(pseudo_collate([test_set[0]]))
+    assert set(sample.pred_outputs.keys()) == {*names, 'ensemble'}
+
+
+#: Marks of commands that cannot run as they stand: placeholders, data that are not here, installs.
+NOT_HERE = re.compile(
+    r'(?<![$\w])(CONFIG|CHECKPOINT|PARTITION)\b|…|NNODES|/data/|VOCdevkit|data/cityscapes|SegNet|'
+    r'pip install|venv|^(CONFIG|CHECKPOINT)='
+)
+SHORT = f"""
+_base_ = '../{MINI}'
+short = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size=2, **short)
+val_dataloader = test_dataloader = short
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@by_page
+def test_commands_run(page, project):
+    if page.name in ('README.md', 'index.md') or page.parent.name == 'methods':
+        pytest.skip('its commands are those of the demo and others with tests of their own')
+    Path('my_configs/short.py').write_text(SHORT)
+    shutil.copy('work_dirs/mini/iter_200.pth', 'work_dirs/mini/iter_100.pth')
+    environment = {
+        **os.environ,
+        'CONFIG': 'my_configs/short.py',
+        'CHECKPOINT': 'work_dirs/mini/iter_200.pth',
+        'OMP_NUM_THREADS': '1',
+        'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+    }
+    lines = '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines()
+    for line in lines:
+        if NOT_HERE.search(line):
+            continue
+        if 'tools/train.py my_configs' in line:
+            line += ' --cfg-options train_cfg.max_iters=2 train_dataloader.batch_size=2'
+        if '--out data/' in line:
+            line = line.replace('--out data/', '--out drawn/')
+        done = subprocess.run(
+            ['bash', '-c', line], env=environment, text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, f'{line}\n{done.stderr}'
+
+
+# What the text mentions
+
+
+def commands(page):
+    """Commands of a page that start a tool of the project: the tool, then the rest."""
+    lines = '\n'.join(blocks(page, 'bash', 'console')).replace('\\\n', ' ').splitlines()
+    lines += re.findall(r'`([^`\n]+)`', page.read_text())
+    for line in lines:
+        match = re.search(r'((?:tools|demo)/[\w/]+\.(?:py|sh))( [^#]*)?', line)
+        if match:
+            yield match[1], match[2] or ''
+
+
+def options_in(text):
+    return re.findall(r'(?<![\w-])--[a-z][\w-]*', text)
+
+
+@by_page
+def test_options_in_commands_exist(page):
+    for path, arguments in commands(page):
+        script = re.sub(r'tools/(?:dist|slurm)_(\w+)\.sh', r'tools/\1.py', path)
+        for option in options_in(arguments):
+            text = help_of(script)
+            assert not text or option in options_in(text), f'{script} has no option {option}'
+
+
+@by_page
+def test_options_in_the_text_exist(page):
+    spans = re.findall(r'`(--[^`\n]+)`', page.read_text())
+    wanted = {option for span in spans for option in options_in(span)} - FOREIGN
+    if wanted:
+        scripts = {path for page in PAGES for path, _ in commands(page) if path.endswith('.py')}
+        known = {option for path in scripts for option in options_in(help_of(path))}
+        assert wanted <= known
+
+
+@by_page
+def test_files_in_the_text_exist(page):
+    folders = 'configs|demo|docs|mmseg_coop|requirements|tests|tools'
+    pattern = rf'(?<![\w/.…-])((?:{folders})/[\w./-]*)(…|\*|\{{)?'
+    for match in re.finditer(pattern, page.read_text()):
+        path, more = match[1].rstrip('.'), match[2]
+        if path.startswith(MADE):
+            continue
+        assert list(ROOT.glob(f'{path}*')) if more else (ROOT / path).exists(), path
+
+
+@by_page
+def test_links_lead_somewhere(page):
+    text = re.sub(r'^```.*?^```$|`[^`\n]+`', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if not target.startswith(('http', '#')):
+            assert (page.parent / target.partition('#')[0]).exists(), target
+
+
+@by_page
+def test_make_targets_exist(page):
+    targets = re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+    text = '\n'.join([*blocks(page, 'bash'), *re.findall(r'`([^`\n]+)`', page.read_text())])
+    for target in re.findall(r'\bmake ([a-z-]+)', text):
+        assert target in targets
