@@ -8,16 +8,21 @@ import sys
 
 from mmengine.config import Config
 
+from mmseg_coop.datasets import DataFault
 from mmseg_coop.engine import CheckpointError
 from mmseg_coop.utils import (
+    ConfigError,
     add_run_arguments,
     build_runner,
     check_data,
+    config_errors,
     export_local_rank,
     forget_pretrained,
     load_config,
+    set_data_faults,
     short_errors,
 )
+from mmseg_coop.utils.data_check import leaf_datasets
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,7 +79,7 @@ def prepare(args: argparse.Namespace) -> Config:
         cfg.pop(key, None)
     # The checkpoint brings all weights: pretrained ones need not be there.
     forget_pretrained(cfg.model)
-    check_data(cfg, splits=('test',))
+    check_data(cfg, splits=('test',), data_faults=args.data_faults)
     if args.output not in (None, 'all'):
         cfg.model.setdefault('test_cfg', {})['output'] = args.output
     if args.out is not None:
@@ -90,8 +95,10 @@ def prepare(args: argparse.Namespace) -> Config:
     if args.tta:
         if 'tta_pipeline' not in cfg or 'tta_model' not in cfg:
             raise ValueError(f'--tta needs tta_pipeline and tta_model, which {args.config} lacks.')
-        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+        for dataset in leaf_datasets(cfg.test_dataloader.dataset):
+            dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    set_data_faults(cfg, ('test',), args.data_faults)
     return cfg
 
 
@@ -101,10 +108,11 @@ def main() -> None:
     export_local_rank(args)
     with short_errors():
         cfg = prepare(args)
-    runner = build_runner(cfg)
+        runner = build_runner(cfg)
     try:
-        runner.test()
-    except CheckpointError as error:  # it says all there is to say
+        with config_errors(cfg):
+            runner.test()
+    except (ConfigError, CheckpointError, DataFault) as error:  # it says all there is to say
         sys.exit(f'error: {error}')
 
 

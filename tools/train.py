@@ -9,13 +9,17 @@ import sys
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from mmseg_coop.engine import CheckpointError
+from mmseg_coop.datasets import DataFault
+from mmseg_coop.engine import CheckpointError, NumericFaultError
 from mmseg_coop.utils import (
+    ConfigError,
     add_run_arguments,
     build_runner,
     check_data,
+    config_errors,
     export_local_rank,
     load_config,
+    set_data_faults,
     short_errors,
 )
 
@@ -76,7 +80,9 @@ def prepare(args: argparse.Namespace) -> Config:
             )
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    check_data(cfg, splits=('train',) if args.no_validate else ('train', 'val'))
+    splits = ('train',) if args.no_validate else ('train', 'val')
+    check_data(cfg, splits=splits, data_faults=args.data_faults)
+    set_data_faults(cfg, splits, args.data_faults)
     return cfg
 
 
@@ -86,10 +92,16 @@ def main() -> None:
     export_local_rank(args)
     with short_errors():
         cfg = prepare(args)
-    runner = build_runner(cfg)
+        runner = build_runner(cfg)
     try:
-        runner.train()
-    except CheckpointError as error:  # it says all there is to say
+        with config_errors(cfg):
+            runner.train()
+    except (
+        ConfigError,
+        CheckpointError,
+        DataFault,
+        NumericFaultError,
+    ) as error:  # it says all there is to say
         sys.exit(f'error: {error}')
 
 

@@ -7,7 +7,11 @@ env_cfg = dict(
 )
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='CoopLocalVisualizer', vis_backends=vis_backends, name='visualizer')
-custom_hooks = [dict(type='RecordIoUHook')]
+custom_hooks = [
+    dict(type='RecordIoUHook'),
+    dict(type='CheckLossHook'),
+    dict(type='CountSkippedStepsHook'),
+]
 log_processor = dict(by_epoch=False)
 log_level = 'INFO'
 load_from = None

@@ -5,18 +5,25 @@
 
 from mmseg.utils import register_all_modules
 
+from .build_errors import config_errors
 from .cli import add_run_arguments, export_local_rank, short_errors
 from .config import forget_pretrained, load_config
+from .config_check import ConfigError, check_config
 from .data_check import check_data
+from .data_faults import set_data_faults
 from .launch import build_runner
 
 __all__ = [
+    'ConfigError',
     'add_run_arguments',
     'build_runner',
+    'check_config',
     'check_data',
+    'config_errors',
     'export_local_rank',
     'forget_pretrained',
     'load_config',
     'register_all_modules',
+    'set_data_faults',
     'short_errors',
 ]

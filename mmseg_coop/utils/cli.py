@@ -35,6 +35,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='how several processes were started; default: none',
     )
+    parser.add_argument(
+        '--data-faults',
+        choices=['stop', 'skip'],
+        default='stop',
+        help='what a file that cannot be used does: stop the run, or be left out and counted; '
+        'default: stop',
+    )
     # torch.distributed.launch passes it as an argument, torchrun as an environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 

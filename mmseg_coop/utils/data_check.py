@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import os.path as osp
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
+from ..datasets import DataFault
+from ..datasets.listing import dead_links
 
-def check_data(cfg: Config, splits: tuple[str, ...] = ('train', 'val', 'test')) -> None:
+
+def check_data(
+    cfg: Config,
+    splits: tuple[str, ...] = ('train', 'val', 'test'),
+    *,
+    data_faults: str = 'stop',
+) -> None:
     """Check the data folders and lists of a config.
 
     Args:
         cfg: Config of a run.
         splits: Data loaders to look at. Defaults to all three.
+        data_faults: ``'skip'`` lets links pass that stand for single files and lead nowhere;
+            :class:`SkipFaultyDataset` counts them. Defaults to ``'stop'``.
 
     Raises:
         FileNotFoundError: A data root, folder or list is missing; the message says which key of the
             config to change.
+        DataFault: A folder or a list cannot be read, a link leads nowhere or in a circle, or the
+            name of an image is no text.
         ValueError: A split has no image.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
@@ -30,7 +45,10 @@ def check_data(cfg: Config, splits: tuple[str, ...] = ('train', 'val', 'test')) 
             continue
         for dataset in leaf_datasets(loader['dataset']):
             _check_paths(dataset, split)
-            _check_not_empty(dataset, split)
+            # Only the class itself knows which files it takes; lazily built it has not looked yet.
+            built = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []})
+            _check_links(built, data_faults)
+            _check_images(built, split)
 
 
 def leaf_datasets(dataset: Any) -> Iterator[Any]:
@@ -53,7 +71,7 @@ def leaf_datasets(dataset: Any) -> Iterator[Any]:
 
 def _check_paths(dataset: Any, split: str) -> None:
     root = dataset.get('data_root') or ''
-    if root and not osp.isdir(root):
+    if root and not _reaches(root):
         raise FileNotFoundError(
             f'data root {root!r} of the {split} split does not exist (looked in '
             f'{osp.abspath(root)!r}). Link or copy the data there, or set '
@@ -61,20 +79,63 @@ def _check_paths(dataset: Any, split: str) -> None:
         )
     prefixes = dataset.get('data_prefix') or {}
     for key, path in {**prefixes, 'ann_file': dataset.get('ann_file') or ''}.items():
-        if path and not osp.exists(osp.join(root, path)):
+        if path and not _reaches(osp.join(root, path)):
             raise FileNotFoundError(
                 f'{key} {osp.join(root, path)!r} of the {split} split does not exist; check '
                 f'{split}_dataloader.dataset.data_root and {key}.'
             )
 
 
-def _check_not_empty(dataset: Any, split: str) -> None:
-    # Only the class itself knows which files it takes; lazily built it has not looked yet.
-    built = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []})
-    if not built.load_data_list():
-        suffix = getattr(built, 'img_suffix', '')
+def _reaches(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # there, but closed or a link in a circle
+        raise DataFault(
+            f'{path} cannot be reached ({type(error).__name__}: {error.strerror}); mend it, or '
+            'choose another by data_root and data_prefix',
+            path=path,
+        ) from error
+    return True
+
+
+def _check_links(dataset: BaseDataset, data_faults: str) -> None:
+    links = [link for links in dead_links(dataset).values() for link in links]
+    if links and data_faults == 'stop':
+        more = f' (and {len(links) - 1} more links do)' if len(links) > 1 else ''
+        raise DataFault(
+            f'link {links[0]} leads nowhere, to {os.readlink(links[0])}{more}; mend or remove it',
+            path=links[0],
+        )
+
+
+def _check_images(dataset: BaseDataset, split: str) -> None:
+    try:
+        images = dataset.load_data_list()
+    except UnicodeDecodeError as error:
+        raise DataFault(
+            f'ann_file {dataset.ann_file} is not UTF-8 text ({error}); save it as UTF-8',
+            path=dataset.ann_file,
+        ) from error
+    if not images:
+        suffix = getattr(dataset, 'img_suffix', '')
         raise ValueError(
-            f'the {split} split is empty: {type(built).__name__} finds no image *{suffix} with '
-            f'data_prefix={dict(built.data_prefix)}, ann_file={built.ann_file!r}. Check '
+            f'the {split} split is empty: {type(dataset).__name__} finds no image *{suffix} with '
+            f'data_prefix={dict(dataset.data_prefix)}, ann_file={dataset.ann_file!r}. Check '
             'data_root, data_prefix, ann_file and img_suffix.'
         )
+    for info in images:
+        _check_name(info['img_path'])
+
+
+def _check_name(path: str) -> None:
+    """Refuse names with bytes that are no characters, on which OpenCV crashes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise DataFault(
+            f'the name of {path} is not {sys.getfilesystemencoding()} text; rename it, or if it is '
+            'in UTF-8, set the environment variable PYTHONUTF8=1',
+            path=path,
+        ) from None

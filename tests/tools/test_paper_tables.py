@@ -74,8 +74,9 @@ def work_dirs(tmp_path_factory):
             root / 'seed1',
             # The best validation is that of the chosen output, the last named one.
             validation(OURS, dict(top=60.0, bottom=50.0, ensemble=62.0), iteration=8000, seed=1),
-            validation(OURS, dict(top=40.0, bottom=45.0, ensemble=70.0), iteration=80000, seed=1),
-            # Resumed, without a seed of its own, from before the last validation.
+            validation(OURS, dict(top=40.0, bottom=45.0, ensemble=70.0), iteration=64000, seed=1),
+            # Resumed, without a seed of its own, from before the last validation, which is void.
+            validation(OURS, dict(top=80.0, bottom=80.0, ensemble=80.0), iteration=80000, seed=1),
             validation(OURS, dict(top=61.0, bottom=60.0, ensemble=69.0), iteration=72000, seed=5),
             validation(OURS, dict(top=61.0, bottom=60.0, ensemble=69.0), iteration=88000, seed=5),
             validation(OURS, dict(top=90.0, bottom=90.0, ensemble=90.0), split='test', seed=1),
@@ -218,6 +219,23 @@ def test_a_run_that_is_not_finished_is_taken_only_on_demand(tmp_path):
     assert f'note: {work_dir}: validated at iteration 40000 of 88000' in done.stderr
 
 
+@pytest.mark.parametrize(
+    ('scores', 'standing'),
+    [
+        ([(44000, 50), (88000, 60)], '60.00'),
+        ([(44000, 50), (88000, 60), (88000, 58)], '58.00'),  # the last one was repeated
+        ([(44000, 70), (88000, 60), (44000, 50), (88000, 58)], '58.00'),  # went on from before
+        ([(44000, 50), (66000, 70), (44000, 50), (88000, 58)], '58.00'),  # at another interval
+    ],
+)
+def test_what_was_evaluated_again_counts_as_the_last_time(scores, standing, tmp_path):
+    lines = [validation(R101, dict(r101=miou), iteration=when) for when, miou in scores]
+    done = run(write(tmp_path / 'run', *lines))
+    assert done.returncode == 0, done.stderr
+    measured = re.findall(r'\| (\d\d\.00) \|', done.stdout)
+    assert set(measured) == {standing}
+
+
 GOOD = validation(OURS, dict(top=60.0, bottom=60.0, ensemble=60.0))
 
 
@@ -240,6 +258,10 @@ GOOD = validation(OURS, dict(top=60.0, bottom=60.0, ensemble=60.0))
         (
             [GOOD, validation(OURS, dict(top=60.0), iteration=8000, seed=7)],
             'holds several runs: .* seed 0, then .* seed 7',
+        ),
+        (
+            [f'{GOOD[:-1]}, "images_left_out": 2}}'],
+            'the validation at iteration 88000 left out 2 images',
         ),
     ],
 )

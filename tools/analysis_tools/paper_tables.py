@@ -169,7 +169,7 @@ def read_lines(work_dir: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f'line {number} of {file} is cut short or damaged ({error}). Was the run stopped '
-                'while it wrote? Resume it, or remove the line if its evaluation is not needed.'
+                'while it wrote? Remove the line, and resume the run if it is not finished.'
             ) from None
         if line['split'] == 'val' and line['iteration'] is not None:  # of a training
             validations.append(line)
@@ -203,6 +203,7 @@ def read_run(work_dir: Path, *, unfinished: bool) -> Run:
                 f'{line["seed"]}, then {after["config"]} with seed {after["seed"]}. Give each run '
                 'a work dir of its own.'
             )
+    validations = standing(validations)
     last = validations[-1]
     end = last_iteration(work_dir / f'{last["config"]}.py')
     if end is not None and last['iteration'] < end:
@@ -214,10 +215,32 @@ def read_run(work_dir: Path, *, unfinished: bool) -> Run:
             )
         print(f'note: {progress}', file=sys.stderr)
     for line in validations:
+        if line.get('images_left_out'):
+            raise ValueError(
+                f'{work_dir / FILE_NAME}: the validation at iteration {line["iteration"]} left out '
+                f'{line["images_left_out"]} images, so it is not that of the papers. Restore the '
+                'files and evaluate again.'
+            )
         if line['output'] not in line['outputs']:
             raise ValueError(f'{work_dir / FILE_NAME}: no figures of output {line["output"]!r}.')
     best = max(validations, key=lambda line: line['outputs'][line['output']]['mIoU'])
     return Run(work_dir, best['config'], best['classes'], best['output'], best['outputs'])
+
+
+def standing(validations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what a resumed run has evaluated again, since it went on from before.
+
+    Args:
+        validations: Lines of one run, oldest first.
+
+    Returns:
+        Those left, of rising iterations.
+    """
+    left: list[dict[str, Any]] = []
+    for line in validations:
+        left = [before for before in left if before['iteration'] < line['iteration']]
+        left.append(line)
+    return left
 
 
 def last_iteration(config: Path) -> int | None:

@@ -2,11 +2,14 @@
 
 A broken file or a label outside the classes otherwise surfaces far from its cause: as an
 ``IndexError`` deep in the cross entropy, as a device-side assertion on a GPU, or not at all (OpenCV
-4 fills up a truncated JPEG file with grey).
+4 fills up a truncated JPEG file with grey). Here it is a :class:`DataFault`.
 """
 
 from __future__ import annotations
 
+import io
+import os.path as osp
+import zlib
 from typing import Any
 
 import cv2
@@ -16,17 +19,39 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
+from PIL import Image, UnidentifiedImageError
+
+from ..data_fault import DataFault
 
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b'\xff\xd8', b'\xff\xd9', b'\xff\xda'
 _PNG_START, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND'
+_TRUNCATED = 'is truncated: its {} bytes end before the picture does'
+_PNG_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', _PNG_END)  # those that the picture is made of
 
 
-def _is_truncated(content: bytes) -> bool:
-    """Returns whether a JPEG or PNG file ends before its picture; False for other formats."""
-    if content.startswith(_PNG_START):
-        return content.rfind(_PNG_END) == -1
+def _png_fault(content: bytes) -> str:
+    """What is wrong with a PNG file; '' if nothing is. Pillow does not look at every checksum."""
+    if not content.startswith(_PNG_START):
+        return ''
+    position = len(_PNG_START)
+    while position + 12 <= len(content):  # a chunk is its length, its name, its data, its checksum
+        end = position + 12 + int.from_bytes(content[position : position + 4], 'big')
+        name = content[position + 4 : position + 8]
+        checksum = int.from_bytes(content[end - 4 : end], 'big')
+        if end > len(content):
+            break
+        if name in _PNG_CHUNKS and zlib.crc32(content[position + 4 : end - 4]) != checksum:
+            return f'is damaged: the checksum of the bytes from {position} to {end} is wrong'
+        if name == _PNG_END:
+            return ''
+        position = end
+    return _TRUNCATED.format(len(content))
+
+
+def _jpeg_fault(content: bytes) -> str:
+    """What is wrong with a JPEG file; '' if it is whole. It has no checksums."""
     if not content.startswith(_JPEG_START) or content.endswith(_JPEG_END):
-        return False
+        return ''
     # Other bytes may follow the end marker, and an embedded thumbnail has an end marker too: walk
     # over the header's segments, each a marker and a length, and search behind it.
     position = 2
@@ -35,53 +60,74 @@ def _is_truncated(content: bytes) -> bool:
         and content[position : position + 2] != _JPEG_SCAN
     ):
         position += 2 + int.from_bytes(content[position + 2 : position + 4], 'big')
-    return content.find(_JPEG_END, position) == -1
+    return _TRUNCATED.format(len(content)) if content.find(_JPEG_END, position) == -1 else ''
 
 
-def _load(
-    kind: str, path: str, flag: str, backend: str, backend_args: dict[str, Any] | None
-) -> np.ndarray:
-    """Reads and decodes a picture.
+def _read(kind: str, path: str, backend_args: dict[str, Any] | None) -> bytes:
+    """Reads a file and checks that it is whole, as far as its format tells.
 
     Args:
         kind: 'image' or 'label', for the messages.
         path: Path of the file, or its address where a file backend takes one.
+        backend_args: Arguments of the file backend.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        DataFault: If the file is missing, unreadable, empty, truncated or damaged.
+    """
+    if osp.exists(path) and not osp.isfile(path):  # reading a pipe would wait forever
+        raise DataFault(f'{kind} {path} is not a file; put the file there', path=path)
+    try:
+        content = fileio.get(path, backend_args=backend_args)
+    except MemoryError:  # no fault of the file
+        raise
+    except Exception as error:
+        raise DataFault(
+            f'{kind} {path} cannot be read ({type(error).__name__}: {error}); check data_root, '
+            'data_prefix, ann_file and the suffixes of the dataset',
+            path=path,
+        ) from error
+    if not content:
+        raise DataFault(f'{kind} {path} is empty (0 bytes); restore the file', path=path)
+    fault = _png_fault(content) or _jpeg_fault(content)
+    if fault:
+        raise DataFault(f'{kind} {path} {fault}; restore the file', path=path)
+    return content
+
+
+def _decode(kind: str, path: str, content: bytes, flag: str, backend: str) -> np.ndarray:
+    """Decodes a picture.
+
+    Args:
+        kind: 'image' or 'label', for the messages.
+        path: Where it comes from, for the messages.
+        content: What the file holds.
         flag: How to decode, see :func:`mmcv.imfrombytes`.
         backend: What decodes, see :func:`mmcv.imfrombytes`.
-        backend_args: Arguments of the file backend.
 
     Returns:
         The picture, of shape (H, W) or (H, W, C).
 
     Raises:
-        ValueError: If the file is missing, unreadable, empty, truncated or not a picture.
+        DataFault: If it is not a picture, or one the backend cannot decode.
     """
-    try:
-        content = fileio.get(path, backend_args=backend_args)
-    except Exception as error:
-        raise ValueError(
-            f'{kind} {path} cannot be read ({type(error).__name__}: {error}); check data_root, '
-            'data_prefix, ann_file and the suffixes of the dataset'
-        ) from error
-    if not content:
-        raise ValueError(f'{kind} {path} is empty (0 bytes); restore the file')
-    if _is_truncated(content):
-        raise ValueError(
-            f'{kind} {path} is truncated: its {len(content)} bytes end before the picture does; '
-            'restore the file'
-        )
+    picture, reason, cause = None, '', None
     try:
         picture = mmcv.imfrombytes(content, flag=flag, backend=backend)
+    except MemoryError:  # no fault of the file
+        raise
     except Exception as error:
-        raise ValueError(
-            f'{kind} {path} cannot be decoded by {backend} ({type(error).__name__}: {error}); '
-            'restore the file, or choose another imdecode_backend if its format needs one'
-        ) from error
+        # Pillow's own text is about the buffer it reads from.
+        text = '' if isinstance(error, UnidentifiedImageError) else f': {error}'
+        reason, cause = f' ({type(error).__name__}{text})', error
     if picture is None:  # what OpenCV returns instead of raising an error
-        raise ValueError(
-            f'{kind} {path} cannot be decoded by {backend}; restore the file, or choose another '
-            'imdecode_backend if its format needs one'
-        )
+        raise DataFault(
+            f'{kind} {path} cannot be decoded by {backend}{reason}; restore the file, or choose '
+            'another imdecode_backend if its format needs one',
+            path=path,
+        ) from cause
     return picture
 
 
@@ -100,7 +146,7 @@ class LoadSegImage(LoadImageFromFile):
         backend_args: Arguments of the file backend. Default: None, the local disk.
 
     Raises:
-        ValueError: If the file is missing, unreadable, empty, truncated or not an image.
+        DataFault: If the file is missing, unreadable, empty, truncated, damaged or not an image.
     """
 
     def __init__(
@@ -121,7 +167,8 @@ class LoadSegImage(LoadImageFromFile):
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Adds ``img`` of shape (H, W, C), ``img_shape`` and ``ori_shape`` to the results."""
         path = results['img_path']
-        image = _load('image', path, self.color_type, self.imdecode_backend, self.backend_args)
+        content = _read('image', path, self.backend_args)
+        image = _decode('image', path, content, self.color_type, self.imdecode_backend)
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image
@@ -148,13 +195,16 @@ class LoadSegAnnotations(LoadAnnotations):
         backend_args: Arguments of the file backend. Default: None, the local disk.
 
     Raises:
-        ValueError: If an argument is out of range; at loading, if the file is missing, unreadable,
-            empty, truncated or not a picture, if it is not a map of whole numbers 0 to 255 with one
-            channel, if its size is not the image's, or if it holds labels outside the classes.
+        ValueError: If an argument is out of range; at loading, if the settings of the dataset do
+            not fit.
+        DataFault: At loading, if the file is missing, unreadable, empty, truncated, damaged or not
+            a picture, if it is not a map of whole numbers 0 to 255 with one channel, if decoding
+            would change its ids, if its size is not the image's, or if it holds labels outside the
+            classes.
 
     Example:
         >>> import tempfile, pathlib, numpy as np
-        >>> from PIL import Image
+        >>> from PIL import Image, UnidentifiedImageError
         >>> from mmseg_coop.datasets import LoadSegAnnotations
         >>> path = pathlib.Path(tempfile.mkdtemp()) / 'label.png'
         >>> Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(path)
@@ -191,7 +241,9 @@ class LoadSegAnnotations(LoadAnnotations):
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         """Adds ``gt_seg_map`` of shape (H, W), uint8, to the results."""
         path = results['seg_map_path']
-        label = _load('label', path, 'unchanged', self.imdecode_backend, self.backend_args)
+        content = _read('label', path, self.backend_args)
+        self._check_encoding(content, path)
+        label = _decode('label', path, content, 'unchanged', self.imdecode_backend)
         label = self._as_label_map(label, path)
         self._check_size(label, results)
         label = self._relabel(label, results)
@@ -199,25 +251,55 @@ class LoadSegAnnotations(LoadAnnotations):
         results['gt_seg_map'] = label
         results['seg_fields'].append('gt_seg_map')
 
+    def _check_encoding(self, content: bytes, path: str) -> None:
+        """Checks that decoding leaves the ids of a label as they are."""
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                kind, mode, tiles = picture.format, picture.mode, picture.tile
+        except (OSError, Image.DecompressionBombError):
+            return  # whether it is a picture is for the backend to say
+        codec, found = (tiles[0][0], tiles[0][3]) if tiles else ('', '')
+        arguments = found if isinstance(found, tuple) else (found,)
+        if kind in ('JPEG', 'MPO'):
+            fault = 'is a JPEG file, whose compression changes ids; make it again as PNG'
+        elif self.imdecode_backend == 'cv2' and mode in ('1', 'P'):
+            fault = (
+                f'is a {"1-bit" if mode == "1" else "palette"} picture, which OpenCV turns into '
+                "colours; use imdecode_backend='pillow' to read its ids"
+            )
+        elif (mode == 'L' and arguments[:1] in (('L;2',), ('L;4',))) or (
+            codec in ('ppm', 'ppm_plain') and arguments[1] not in (255, 65535)
+        ):
+            fault = (
+                'has fewer than 256 levels of grey, which decoding spreads over 0 to 255; save its '
+                'ids with 8 bits, or with a palette'
+            )
+        else:
+            return
+        raise DataFault(f'label {path} {fault}', path=path)
+
     def _as_label_map(self, label: np.ndarray, path: str) -> np.ndarray:
         """Checks that a decoded picture is a label map and returns it as uint8, shape (H, W)."""
         if label.ndim == 3 and label.shape[2] == 1:
             label = label[..., 0]
         if label.ndim != 2:
-            raise ValueError(
-                f'label {path} has shape {label.shape}, not (H, W). If its classes are colours, '
-                "convert it to class ids; if it is a palette picture, use imdecode_backend='pillow'"
+            raise DataFault(
+                f'label {path} has shape {label.shape}, not (H, W); if its classes are colours, '
+                'convert it to class ids',
+                path=path,
             )
         if label.dtype != np.uint8:
             if label.dtype.kind not in 'biu':
-                raise ValueError(
-                    f'label {path} holds {label.dtype}, not whole numbers; convert it to class ids'
+                raise DataFault(
+                    f'label {path} holds {label.dtype}, not whole numbers; convert it to class ids',
+                    path=path,
                 )
             if label.min() < 0 or label.max() > 255:
-                raise ValueError(
+                raise DataFault(
                     f'label {path} holds values from {label.min()} to {label.max()} '
                     f'({label.dtype}); allowed are 0 to 255; if these are instance ids, convert '
-                    'them to class ids'
+                    'them to class ids',
+                    path=path,
                 )
         return label.astype(np.uint8, copy=False)
 
@@ -236,7 +318,7 @@ class LoadSegAnnotations(LoadAnnotations):
                 ". The sides are swapped: if the image's EXIF tag turns it, load it with "
                 "color_type='color_ignore_orientation'"
             )
-        raise ValueError(message)
+        raise DataFault(message, path=results['seg_map_path'])
 
     def _relabel(self, label: np.ndarray, results: dict[str, Any]) -> np.ndarray:
         """Applies the dataset's ``reduce_zero_label``, then its ``label_map``, in one look-up."""
@@ -254,10 +336,25 @@ class LoadSegAnnotations(LoadAnnotations):
             table[1:255] -= 1
             table[0] = 255  # as fixed in mmseg, whatever the ignored label
         if label_map is not None:
+            self._check_label_map(label_map)
             reduced = table.copy()
             for old, new in label_map.items():
                 table[reduced == old] = new
         return cv2.LUT(label, table)
+
+    def _check_label_map(self, label_map: dict[int, int]) -> None:
+        """Checks that a dataset's ``label_map`` leads to classes; no file is to blame for it."""
+        highest = 255 if self.num_classes is None else self.num_classes - 1
+        outside = {
+            old: new
+            for old, new in label_map.items()
+            if not 0 <= new <= highest and new != self.ignore_index
+        }
+        if outside:
+            raise ValueError(
+                f'label_map of the dataset makes {outside} (old: new); new labels can be 0 to '
+                f'{highest} and {self.ignore_index} (ignored)'
+            )
 
     def _check_values(self, label: np.ndarray, path: str) -> None:
         """Checks that every label is a class or ignored."""
@@ -273,11 +370,12 @@ class LoadSegAnnotations(LoadAnnotations):
         values, counts = np.unique(label[outside], return_counts=True)
         found = [f'{v} ({n} pixels)' for v, n in zip(values.tolist(), counts.tolist(), strict=True)]
         more = f' and {len(found) - 8} more' if len(found) > 8 else ''
-        raise ValueError(
+        raise DataFault(
             f'label {path} holds {", ".join(found[:8])}{more} (after reduce_zero_label and '
             f'label_map); allowed are 0 to {self.num_classes - 1} and {self.ignore_index} '
             '(ignored). If the ids start at 1, set reduce_zero_label=True in the dataset; if they '
-            'are the original ids of the data set, convert the labels first; else mend num_classes'
+            'are the original ids of the data set, convert the labels first; else mend num_classes',
+            path=path,
         )
 
     def __repr__(self) -> str:

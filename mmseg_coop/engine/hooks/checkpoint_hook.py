@@ -12,8 +12,11 @@ import mmengine.hooks
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
+
+from ..numeric_fault import NumericFaultError, non_finite, way_on
 
 
 def write_aside(content: bytes, path: str | os.PathLike[str]) -> None:
@@ -72,6 +75,10 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
     former best checkpoint are deleted when the new one is there, not before, for which the disk
     needs room for one checkpoint more.
 
+    A checkpoint with infinite values or NaN in weights, buffers, their moving average or the
+    optimizer is not written but ends the training; the loss shows them an iteration later only.
+    Buffers of the model that hold such values from the start, as masks do, are left alone.
+
     A run that was killed goes on with ``tools/train.py CONFIG --resume``.
     """
 
@@ -90,6 +97,9 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             self.backend_args = dict(backend='local_aside')
         # Without it mmengine does not note a new best score of an evaluation that comes first.
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
+        self._written = self.last_ckpt
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._constants = set(non_finite(dict(model.named_buffers())))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Say what has changed since the run to be resumed was configured.
@@ -105,6 +115,33 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
         if changes:
             runner.logger.warning(
                 'The config is not that of the run to be resumed:\n' + '\n'.join(changes)
+            )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that is not finite. The priority puts this last of all hooks.
+
+        Args:
+            runner: The runner.
+            checkpoint: What is about to be written.
+
+        Raises:
+            NumericFaultError: If it holds infinite values or NaN.
+        """
+        faulty = [
+            name
+            for name in [
+                *non_finite(checkpoint['state_dict']),
+                *non_finite(checkpoint.get('ema_state_dict')),
+                *non_finite(checkpoint.get('optimizer'), 'optimizer'),
+            ]
+            if name.removeprefix('module.') not in self._constants
+        ]
+        if faulty:
+            more = f' and {len(faulty) - 5} others' if len(faulty) > 5 else ''
+            raise NumericFaultError(
+                f'The checkpoint of iteration {checkpoint["meta"]["iter"]} is not written, since '
+                f'these are not finite: {", ".join(faulty[:5])}{more}. '
+                + way_on(runner, self._written)
             )
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
@@ -127,6 +164,7 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
+        self._written = self.last_ckpt
         if is_main_process():
             write_aside(self.last_ckpt.encode(), osp.join(runner.work_dir, 'last_checkpoint'))
             for path in outdated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ class RecordIoUHook(Hook):
     ``test``), ``iteration`` (null outside a training), ``config`` (name of the experiment),
     ``seed``, ``output`` (the chosen one), ``classes``, and ``outputs``: for every output its
     ``mIoU`` and the ``IoU`` of each class, in percent; null for a class that occurs neither in
-    labels nor predictions. A model without named outputs has one, called ``prediction``.
+    labels nor predictions. A model without named outputs has one, called ``prediction``. If
+    :class:`SkipFaultyDataset` left images out, ``images_left_out`` says how many.
+
+    A run that goes on after a kill may repeat evaluations since its last checkpoint. Nothing is
+    deleted: a validation stands in place of those before it whose iteration is the same or later.
     """
 
     priority = 'LOW'
@@ -56,5 +61,12 @@ class RecordIoUHook(Hook):
             seed=runner.seed,
             **table,
         )
-        with Path(runner.work_dir, FILE_NAME).open('a') as file:
-            file.write(json.dumps(line) + '\n')
+        left_out = hub.log_scalars.get(f'{split}/images_left_out')
+        if left_out is not None:
+            line['images_left_out'] = int(left_out.current())
+        with Path(runner.work_dir, FILE_NAME).open('a+b') as file:
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b'\n':  # a line that was cut short must not spoil this one
+                    file.write(b'\n')
+            file.write(json.dumps(line).encode() + b'\n')

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import resource
@@ -21,12 +22,14 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import nn
 
-from mmseg_coop.engine import load_checkpoint_data
+from mmseg_coop.engine import NumericFaultError, load_checkpoint_data
 from mmseg_coop.engine.hooks import AtomicCheckpointHook
 from mmseg_coop.engine.hooks.checkpoint_hook import write_aside
+from mmseg_coop.engine.numeric_fault import non_finite
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+NUMBERS = itertools.count()
 
 
 class Toy(BaseModel):
@@ -52,9 +55,9 @@ class Scores(Hook):
             checkpoint.after_val_epoch(runner, dict(mIoU=self.scores[runner.iter]))
 
 
-def train(work_dir, *, hooks=(), max_iters=4, **checkpoint):
+def train(work_dir, *, hooks=(), max_iters=4, model=None, optim_wrapper=None, **checkpoint):
     runner = Runner(
-        model=Toy(),
+        model=model or Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
             batch_size=2,
@@ -63,13 +66,13 @@ def train(work_dir, *, hooks=(), max_iters=4, **checkpoint):
             collate_fn=dict(type='pseudo_collate'),
         ),
         train_cfg=dict(by_epoch=False, max_iters=max_iters),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        optim_wrapper=optim_wrapper or dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
         default_hooks=dict(
             checkpoint=dict(type='AtomicCheckpointHook', interval=1, by_epoch=False, **checkpoint)
         ),
         custom_hooks=list(hooks),
         default_scope='mmseg',
-        experiment_name=Path(work_dir).name,
+        experiment_name=f'run_{next(NUMBERS)}',  # the log of each is its own
         resume=True,
     )
     runner.train()
@@ -222,6 +225,145 @@ def test_a_changed_config_is_said_before_training_starts():
     runner._resume, runner.cfg = False, Config({})  # fine-tuning: another config is the purpose
     AtomicCheckpointHook(interval=1).after_load_checkpoint(runner, checkpoint)
     assert len(said) == 1
+
+
+# Checkpoints that are not finite
+# -------------------------------
+
+
+class Steep(Toy):
+    """In the third iteration the loss is finite, but its gradients are not."""
+
+    calls = 0
+
+    def forward(self, inputs, mode='tensor'):
+        self.calls += 1
+        losses = super().forward(inputs, mode)
+        if self.calls == 3:
+            losses['loss'] = losses['loss'] + (self.layer.weight * 0).sum().sqrt()
+        return losses
+
+
+class Act(Hook):
+    """Does something after the step of an iteration."""
+
+    priority = 'HIGH'
+
+    def __init__(self, iteration, act):
+        self.iteration, self.act = iteration, act
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration:
+            self.act(runner)
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    run = tmp_path / 'run'
+    with pytest.raises(NumericFaultError) as stopped:
+        train(run, model=Steep(), max_keep_ckpts=1)
+    said = str(stopped.value)
+    assert said.startswith(
+        'The checkpoint of iteration 3 is not written, since these are not finite: layer.weight, '
+        'optimizer.state.0.momentum_buffer. The last good checkpoint is '
+    )
+    assert str(run / 'iter_2.pth') in said
+    assert files(run) == ['iter_2.pth', 'last_checkpoint']
+    assert (run / 'last_checkpoint').read_text() == str(run / 'iter_2.pth')
+    assert not list(non_finite(load_checkpoint_data(run / 'iter_2.pth')))
+
+
+def test_a_first_checkpoint_that_is_not_finite(tmp_path):
+    with pytest.raises(NumericFaultError, match='No checkpoint has been written yet'):
+        train(tmp_path / 'run', model=Steep(), save_begin=3)
+    assert files(tmp_path / 'run') == []
+
+
+def test_a_best_checkpoint_that_is_not_finite_leaves_the_former(tmp_path):
+    run, scores = tmp_path / 'run', [0.1, 0.2, 0.3, 0.4]
+    with pytest.raises(NumericFaultError, match=rf'iteration 2 .* {run}/iter_2\.pth'):
+        train(run, model=Steep(), save_best='mIoU', rule='greater', hooks=[Scores(scores)])
+    # Scores runs before the checkpoint hook of the same iteration: the count starts at 0.
+    assert files(run) == ['best_mIoU_iter_1.pth', 'iter_1.pth', 'iter_2.pth', 'last_checkpoint']
+    assert not list(non_finite(load_checkpoint_data(run / 'best_mIoU_iter_1.pth')))
+
+
+@pytest.mark.parametrize('kept', ['model', 'average'])
+def test_of_a_moving_average_both_sides_are_looked_at(kept, tmp_path):
+    def spoil(runner):
+        average = next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model
+        layer = runner.model.layer if kept == 'model' else average.module.layer
+        layer.bias.data[3] = float('inf')
+
+    hooks = [dict(type='EMAHook', priority='VERY_HIGH'), Act(2, spoil)]
+    # The average is written in place of the weights, and the weights beside it.
+    name = 'module.layer.bias' if kept == 'model' else 'layer.bias'
+    with pytest.raises(NumericFaultError, match=rf'not finite: {name}\. '):
+        train(tmp_path / 'run', hooks=hooks)
+    assert files(tmp_path / 'run') == ['iter_1.pth', 'last_checkpoint']
+
+
+def test_an_optimizer_that_overflows_is_noticed(tmp_path):
+    """Adam's second moment becomes infinite, and the weights stay where they are."""
+
+    def overflow(runner):
+        state = runner.optim_wrapper.optimizer.state
+        state[runner.model.layer.bias]['exp_avg_sq'] += float('inf')
+
+    with pytest.raises(NumericFaultError, match=r'finite: optimizer\.state\.1\.exp_avg_sq\. '):
+        train(
+            tmp_path / 'run',
+            optim_wrapper=dict(optimizer=dict(type='Adam')),
+            hooks=[Act(2, overflow)],
+        )
+
+
+def test_constants_of_a_model_may_be_infinite(tmp_path):
+    def masked():
+        model = Toy()
+        model.register_buffer('mask', torch.full((3,), float('-inf')))
+        model.register_buffer('mean', torch.zeros(3))
+        return model
+
+    train(tmp_path / 'run', model=masked(), hooks=[dict(type='EMAHook')])
+    assert list(non_finite(load_checkpoint_data(tmp_path / 'run/iter_4.pth'))) == [
+        'state_dict.mask', 'ema_state_dict.module.mask',
+    ]  # fmt: skip
+    spoil = Act(2, lambda runner: runner.model.mean.fill_(float('nan')))
+    with pytest.raises(NumericFaultError, match='finite: mean'):
+        train(tmp_path / 'other', model=masked(), hooks=[spoil])
+
+
+def test_many_names_are_counted(tmp_path):
+    model = Toy()
+    model.more = nn.ModuleList(nn.BatchNorm1d(2) for _ in range(3))
+
+    def spoil(runner):
+        for parameter in runner.model.more.parameters():
+            parameter.data.fill_(float('nan'))
+
+    with pytest.raises(NumericFaultError, match=r'more\.2\.weight and 1 others\. '):
+        train(tmp_path / 'run', model=model, hooks=[Act(1, spoil)])
+
+
+def test_what_the_error_says_about_going_on_is_so(tmp_path):
+    run, faster = tmp_path / 'run', dict(type='SGD', lr=0.5, momentum=0.9)
+    train(run, max_iters=2)
+    # Gradients can be clipped in a resumed run; the learning rate is that of the checkpoint.
+    runner = train(
+        run, max_iters=3, optim_wrapper=dict(optimizer=faster, clip_grad=dict(max_norm=1e-6))
+    )
+    norms, _ = runner.message_hub.get_scalar('train/grad_norm').data
+    assert len(norms) == 1
+    assert runner.optim_wrapper.get_lr()['lr'] == [0.01]
+    before, after = (
+        load_checkpoint_data(run / f'iter_{step}.pth')['optimizer']['state'][0]['momentum_buffer']
+        for step in (2, 3)
+    )
+    assert (after - 0.9 * before).norm() < 1e-5  # what the gradient added
+    # A new run has its own rate, whatever it loads.
+    assert train(tmp_path / 'new', optim_wrapper=dict(optimizer=faster)).optim_wrapper.get_lr()[
+        'lr'
+    ] == [0.5]
 
 
 # Kills at random moments

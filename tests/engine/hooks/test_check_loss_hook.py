@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.config import Config
+from mmengine.hooks import RuntimeInfoHook
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner, get_priority
+from mmseg.registry import TRANSFORMS
+from mmseg.structures import SegDataSample
+
+from mmseg_coop.engine import CheckLossHook, NumericFaultError, load_checkpoint_data
+from mmseg_coop.engine.numeric_fault import non_finite
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+
+
+@TRANSFORMS.register_module()
+class SpoilImage(BaseTransform):
+    """Puts NaN into the image that is read as the n-th."""
+
+    spoiled = None
+
+    def __init__(self, number):
+        self.number = number
+
+    def transform(self, results):
+        self.number -= 1
+        if self.number == 0:
+            results['img'] = results['img'].astype('float32') * float('nan')
+            SpoilImage.spoiled = results['img_path']
+        return results
+
+
+@pytest.fixture
+def spoiled_cfg(small_cfg):
+    """A training whose fourth iteration meets an image of NaN; it saves at each iteration."""
+
+    def make(folder, **options):
+        cfg = small_cfg(folder, **{
+            'train_cfg.max_iters': 6,
+            'train_cfg.val_interval': 2,
+            'default_hooks.checkpoint.interval': 1,
+            'default_hooks.checkpoint.max_keep_ckpts': 1,
+            **options,
+        })  # fmt: skip
+        cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='SpoilImage', number=7))
+        return cfg
+
+    return make
+
+
+def assert_finite(path):
+    checkpoint = load_checkpoint_data(path, 'cpu')
+    assert not list(non_finite(checkpoint))
+    return checkpoint
+
+
+def test_a_training_stops_at_the_iteration_and_names_all_there_is(spoiled_cfg, tmp_path):
+    runner = Runner.from_cfg(spoiled_cfg(tmp_path / 'run'))
+    with pytest.raises(NumericFaultError) as stopped:
+        runner.train()
+    said, last = str(stopped.value), tmp_path / 'run/iter_3.pth'
+    assert said.startswith('The loss of iteration 4 is not finite: loss nan, ')
+    for network in ('top', 'bottom'):
+        assert f'decode.{network}.loss_ce nan' in said
+        assert re.search(rf'decode\.{network}\.acc_seg \d', said)
+    assert f'learning rate {runner.optim_wrapper.get_lr()["lr"][0]:.4g};' in said
+    assert 'images ' in said
+    assert SpoilImage.spoiled in said
+    assert f'The last good checkpoint is {last}.' in said
+    assert '\n' not in said
+
+    # The evaluation at iteration 2 wrote a best checkpoint, the third iteration the last one.
+    assert [file.name for file in sorted((tmp_path / 'run').glob('*.pth'))] == [
+        'best_mIoU_iter_2.pth', 'iter_3.pth',
+    ]  # fmt: skip
+    assert (tmp_path / 'run/last_checkpoint').read_text() == str(last)
+    assert assert_finite(last)['meta']['iter'] == 3
+
+
+def test_a_moving_average_is_spared(spoiled_cfg, tmp_path):
+    cfg = spoiled_cfg(tmp_path / 'run')
+    cfg.custom_hooks.insert(0, dict(type='EMAHook'))
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(NumericFaultError, match='loss of iteration 4'):
+        runner.train()
+    average = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook')
+    assert list(non_finite(runner.model.state_dict()))
+    assert not list(non_finite(average.ema_model.state_dict()))
+
+
+def test_without_the_hook_the_training_would_go_on(spoiled_cfg, tmp_path):
+    cfg = spoiled_cfg(tmp_path / 'run', **{
+        'default_hooks.checkpoint.type': 'CheckpointHook', 'train_cfg.max_iters': 5,
+    })  # fmt: skip
+    cfg.custom_hooks = []
+    Runner.from_cfg(cfg).train()
+    assert list(non_finite(load_checkpoint_data(tmp_path / 'run/iter_5.pth', 'cpu')))
+
+
+def test_it_comes_before_all_that_keeps_weights_or_logs():
+    own = get_priority(CheckLossHook.priority)
+    assert get_priority(RuntimeInfoHook.priority) < own
+    assert own < min(get_priority(level) for level in ('NORMAL', 'BELOW_NORMAL', 'LOW', 'VERY_LOW'))
+
+
+class OnDevice:
+    """A loss that must not be waited for again."""
+
+    def __getattribute__(self, name):
+        raise AssertionError(f'{name} of the loss is asked for')
+
+
+def look(values, data_batch=None, last=None):
+    """Let the hook look at what was logged."""
+    hub = MessageHub('test')
+    for name, value in values.items():
+        hub.update_scalar(f'train/{name}', value)
+    if last:
+        hub.update_info('last_ckpt', last)
+    runner = SimpleNamespace(
+        iter=9,
+        message_hub=hub,
+        optim_wrapper=SimpleNamespace(get_lr=lambda: dict(lr=[0.1, 0.01], base_lr=[0.1])),
+    )
+    CheckLossHook().after_train_iter(
+        runner, 9, data_batch, outputs={name: OnDevice() for name in values}
+    )
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('name', ['loss', 'decode.loss_ce'])
+def test_every_loss_is_looked_at_where_it_is_logged(name, value):
+    with pytest.raises(NumericFaultError, match=rf'iteration 10 .*{name} {value}'):
+        look({'loss': 1.0, 'decode.loss_ce': 1.0, name: value})
+
+
+def test_only_losses_count():
+    look({'loss': 1e38, 'decode.acc_seg': math.nan})
+
+
+def test_all_files_and_learning_rates_are_named():
+    samples = [SegDataSample(metainfo=dict(img_path=name)) for name in ('a.png', 'b.png')]
+    with pytest.raises(
+        NumericFaultError, match=r'learning rate 0\.01, 0\.1; images a\.png, b\.png\.'
+    ):
+        look(dict(loss=math.nan), dict(inputs=[], data_samples=samples))
+
+
+def test_where_to_go_on():
+    with pytest.raises(NumericFaultError, match='No checkpoint has been written yet; start anew'):
+        look(dict(loss=math.nan))
+    with pytest.raises(NumericFaultError, match=r'is w/iter_5\.pth\. .* load_from=w/iter_5\.pth'):
+        look(dict(loss=math.nan), last='w/iter_5.pth')
+
+
+def test_the_configs_use_it():
+    names = [hook.type for hook in Config.fromfile(str(CONFIG)).custom_hooks]
+    assert {'CheckLossHook', 'CountSkippedStepsHook'} <= set(names)
+
+
+def test_a_command_ends_with_the_error(small_options, tmp_path):
+    options = small_options(**{
+        'optim_wrapper.optimizer.lr': 1e30,
+        'train_cfg.max_iters': 6,
+        'default_hooks.checkpoint.interval': 1,
+    })  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--no-validate',
+         '--cfg-options', *(f'{key}={value}' for key, value in options.items())],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('error: The loss of iteration 2 is not finite')
+    assert 'Traceback' not in done.stderr
+    assert str(tmp_path / 'iter_1.pth') in last
+    assert [file.name for file in tmp_path.glob('*.pth')] == ['iter_1.pth']
+    assert_finite(tmp_path / 'iter_1.pth')
+
+
+#: A training whose loss becomes NaN in the second of two processes at the third iteration.
+TWO = """
+import sys
+import torch
+import torch.distributed as dist
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+import mmseg_coop
+
+class Model(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = torch.nn.Linear(3, 1), 0
+    def forward(self, inputs, mode='loss'):
+        self.calls += 1
+        loss = self.layer(torch.stack(inputs)).square().mean()
+        return dict(loss=loss * float('nan') if (dist.get_rank(), self.calls) == (1, 3) else loss)
+
+dist.init_process_group('gloo')
+Runner(
+    model=Model(),
+    cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)),
+    work_dir=sys.argv[1],
+    train_dataloader=dict(
+        batch_size=2, dataset=[dict(inputs=torch.rand(3)) for _ in range(8)],
+        sampler=dict(type='InfiniteSampler'), collate_fn=dict(type='pseudo_collate'),
+    ),
+    train_cfg=dict(by_epoch=False, max_iters=100),
+    optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+    default_hooks=dict(
+        checkpoint=dict(
+            type='AtomicCheckpointHook', interval=int(sys.argv[2]), by_epoch=False,
+        ),
+    ),
+    custom_hooks=[dict(type='CheckLossHook')],
+    launcher='pytorch',
+    default_scope='mmseg',
+).train()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('interval', [1, 2])
+def test_one_faulty_process_of_two_ends_both(interval, tmp_path):
+    script = tmp_path / 'two.py'
+    script.write_text(TWO)
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+         script, tmp_path / 'run', str(interval)],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert time.monotonic() - started < 120  # a gloo process alone would wait for half an hour
+    assert done.returncode != 0
+    assert 'The loss of iteration 3 is not finite on rank 1' in done.stderr
+    # The gradients of both are NaN, though the loss of the first is fine. Its checkpoint of this
+    # iteration, if there is to be one, is refused; otherwise it waits for the other and is ended.
+    assert ('The checkpoint of iteration 3 is not written' in done.stderr) == (interval == 1)
+    assert (tmp_path / 'run/last_checkpoint').read_text() == str(tmp_path / 'run/iter_2.pth')
+    assert not (tmp_path / 'run/iter_3.pth').exists()
+    assert_finite(tmp_path / 'run/iter_2.pth')
+
+
+@pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
+def test_slurm_ends_all_processes_with_the_first(script):
+    assert '--kill-on-bad-exit=1' in (ROOT / 'tools' / script).read_text()
+
+
+def test_non_finite_names_what_is():
+    state = dict(
+        a=torch.tensor([1.0, math.inf]),
+        b=[torch.ones(1), (torch.tensor(math.nan), 'text')],
+        c=torch.tensor([1, 2]),
+        d=None,
+        e=math.nan,
+        f=torch.full((4,), 3e38),  # whose sum is infinite
+        g=torch.tensor([math.inf, -math.inf]),
+        h=torch.empty(0),
+        i=torch.tensor(True),
+    )
+    assert list(non_finite(state)) == ['a', 'b.1.0', 'g']
+    assert list(non_finite(state['b'], 'optimizer')) == ['optimizer.1.0']
+    assert list(non_finite(None)) == []
