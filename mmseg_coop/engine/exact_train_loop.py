@@ -52,7 +52,9 @@ class _PlacedSampler:
         # Anew, since the seed is known only when a checkpoint was loaded.
         for position, index in enumerate(sampler._indices_of_rank()):
             if position >= self.start:
-                yield _Place(index, (sampler.seed, _SAMPLES, sampler.rank, position))
+                # Among the samples of all processes, which take them in turn.
+                place = position * sampler.world_size + sampler.rank
+                yield _Place(index, (sampler.seed, _SAMPLES, 0, place))
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -92,6 +94,10 @@ class ExactIterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
     to be stored, the number of workers does not matter, and a resumed run continues bit for bit on
     the CPU, without reading the images again that were seen before. An evaluation that was due at
     the checkpoint, and is not in it, comes first.
+
+    Several processes draw the samples that one with the batch of all would draw. So with as many
+    images an iteration in total, a run may go on with another number of processes; iterations with
+    more or fewer images are counted as if all before had had as many.
 
     This needs the sampler ``InfiniteSampler``, without a batch sampler of one's own; with others
     the data are those of mmengine, and a resumed run is told so.

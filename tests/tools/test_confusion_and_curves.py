@@ -254,6 +254,18 @@ def test_a_resumed_run_is_one_curve(runs, monkeypatch):
     np.testing.assert_allclose(tool['smoothed'](np.array([4.0, 3, 2, 1]), 3), [4, 3.5, 3, 2])
 
 
+def test_a_start_that_begins_with_an_evaluation_keeps_the_loss_before_it(tmp_path, call):
+    first = [train_line(10, 4), train_line(20, 3), val_line(20, 50), train_line(30, 9)]
+    write_log(tmp_path / 'run', '20260101_000000', first)
+    write_log(tmp_path / 'run', '20260102_000000', [val_line(20, 40)])
+    code, text = call('plot_logs.py', tmp_path / 'run', '--out', tmp_path / 'curves.png')
+    assert code == 0
+    table = rows(text)
+    loss, best = table[0].index('last loss'), table[0].index('best mIoU')
+    assert table[1][loss] == '3.0000'
+    assert table[1][best] == '40.00'
+
+
 def test_plot_logs_takes_files_and_names(runs, tmp_path, call):
     log = next(runs[1].rglob('scalars.json'))
     out = tmp_path / 'one.png'

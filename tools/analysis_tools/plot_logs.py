@@ -87,8 +87,10 @@ def read_run(run: Path) -> Curves:
                 ) from None
             if start is None:
                 start = step
+                # A start may repeat an evaluation and not the iteration before it: what is as old
+                # as its first line is replaced name by name.
                 for values in curves.values():
-                    for old in [old for old in values if old >= start]:
+                    for old in [old for old in values if old > start]:
                         del values[old]
             for name, value in scalars.items():
                 curves.setdefault(name, {})[step] = float(value)
