@@ -13,6 +13,10 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmseg_coop'
 MIM = ('configs', 'tools', 'model-index.yml')  # what `mmseg_coop/.mim` holds, by its names in ROOT
+# OneDL's mim looks for `.mim` in the first folder of an installed wheel's RECORD, which pip sorts.
+# That is `mmseg_coop-0.1.0.dist-info`, where nothing of ours may be put (PEP 770). So a folder that
+# comes before it, and that cannot be taken for a module, holds `.mim` once more.
+BEFORE_DIST_INFO = f'{PACKAGE}+mim'
 
 
 def read_requirements(name: str) -> list[str]:
@@ -31,7 +35,7 @@ def read_version() -> str:
 
 
 class BuildPyWithMim(build_py):
-    """Also provides ``mmseg_coop/.mim``: copies for a wheel, links for an editable install."""
+    """Also provides ``.mim`` for both mims: copies for a wheel, links for an editable install."""
 
     def run(self) -> None:
         """Build the package afresh, then add ``.mim``."""
@@ -42,7 +46,12 @@ class BuildPyWithMim(build_py):
             # An earlier build leaves its files here: one deleted since would end up in the wheel.
             shutil.rmtree(Path(self.build_lib, PACKAGE), ignore_errors=True)
             super().run()
-            self.provide_mim(Path(self.build_lib, PACKAGE, '.mim'), link=False)
+            for folder in (PACKAGE, BEFORE_DIST_INFO):
+                self.provide_mim(Path(self.build_lib, folder, '.mim'), link=False)
+            # With a file in it, pip removes the folder when it uninstalls.
+            Path(self.build_lib, BEFORE_DIST_INFO, 'README.txt').write_text(
+                f"What {PACKAGE}/.mim holds, where OneDL's mim looks for it.\n", encoding='utf-8'
+            )
 
     def provide_mim(self, mim: Path, *, link: bool) -> None:
         """Fill the folder ``mim`` anew; where links are asked for but impossible, with copies."""
@@ -59,7 +68,7 @@ class BuildPyWithMim(build_py):
                 except OSError:  # Windows without the privilege to make links
                     self.announce(f'no links here, copying {name}: install again after editing it')
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '.*'))
             else:
                 shutil.copy2(source, target)
 
@@ -80,7 +89,7 @@ setup(
     package_data={PACKAGE: ['py.typed']},
     python_requires='>=3.10',
     install_requires=read_requirements('runtime'),
-    extras_require={'tests': read_requirements('tests')},
+    extras_require={'tests': read_requirements('tests'), 'docs': read_requirements('docs')},
     cmdclass={'build_py': BuildPyWithMim},
     zip_safe=False,
 )

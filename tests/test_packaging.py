@@ -95,12 +95,15 @@ def project(tmp_path_factory):
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(
-                source, copy / name, ignore=shutil.ignore_patterns('.mim', '__pycache__')
-            )
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns('.*', '__pycache__'))
         else:
             shutil.copy2(source, copy / name)
-    for stale in ('build/lib/mmseg_coop/stale.py', 'mmseg_coop/.mim/configs/stale.py'):
+    for stale in (
+        'build/lib/mmseg_coop/stale.py',
+        'build/lib/mmseg_coop+mim/.mim/tools/stale.py',
+        'mmseg_coop/.mim/configs/stale.py',
+        'tools/.mypy_cache/stale.json',
+    ):
         (copy / stale).parent.mkdir(parents=True)
         (copy / stale).touch()
     return copy
@@ -147,12 +150,14 @@ def names_in(wheel: Path) -> set[str]:
 
 
 def test_wheel_holds_package_configs_and_tools_and_nothing_stale(project, wheel):
-    expected = {'mmseg_coop/.mim/model-index.yml'}
+    mims = ('mmseg_coop/.mim', 'mmseg_coop+mim/.mim')  # the second is for OneDL's mim
+    expected = {'mmseg_coop+mim/README.txt', *(f'{mim}/model-index.yml' for mim in mims)}
     for folder in ('mmseg_coop', 'configs', 'tools'):
         for path in (project / folder).rglob('*'):
             name = path.relative_to(project).as_posix()
-            if path.is_file() and not {'.mim', '__pycache__'} & set(path.parts):
-                expected.add(name if folder == 'mmseg_coop' else f'mmseg_coop/.mim/{name}')
+            if path.is_file() and not {'.mim', '.mypy_cache', '__pycache__'} & set(path.parts):
+                in_mim = (f'{mim}/{name}' for mim in mims)
+                expected.update([name] if folder == 'mmseg_coop' else in_mim)
     assert names_in(wheel) == expected
     assert {f'mmseg_coop/.mim/configs/{CONFIG}', 'mmseg_coop/py.typed'} <= expected
 
@@ -171,6 +176,7 @@ def test_wheel_requires_the_default_stack(wheel):
 def test_source_distribution_builds_the_same_wheel(project, wheel, tmp_path):
     shutil.unpack_archive(build(project, 'sdist'), tmp_path)
     (unpacked,) = tmp_path.iterdir()
+    assert not list(unpacked.rglob('stale.*'))
     assert names_in(build(unpacked, 'wheel')) == names_in(wheel)
 
 
