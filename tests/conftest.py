@@ -10,6 +10,15 @@ from mmengine.registry import DefaultScope, init_default_scope
 
 from mmseg_coop.visualization import CoopLocalVisualizer
 
+try:
+    from hypothesis import settings
+except ImportError:  # what needs it is skipped
+    pass
+else:
+    # The same examples in every run, few enough for every run; a slow machine is no failure.
+    settings.register_profile('repeatable', derandomize=True, deadline=None, max_examples=15)
+    settings.load_profile('repeatable')
+
 
 @pytest.fixture(autouse=True)
 def _clean_start():

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ..engine.hooks.record_iou_hook import TABLE_KEY
 
+IOU_METRICS = ('mIoU', 'mDice', 'mFscore')
+
 
 @METRICS.register_module()
 class CoopIoUMetric(IoUMetric):
@@ -31,11 +33,49 @@ class CoopIoUMetric(IoUMetric):
         outputs: Outputs whose label maps are written to ``output_dir``: names, or ``'all'``, each
             into a folder of its name. None writes the chosen one into ``output_dir`` itself.
             Defaults to None.
-        **kwargs: Arguments of mmseg's ``IoUMetric``.
+        iou_metrics: Some of ``'mIoU'``, ``'mDice'`` and ``'mFscore'``. Defaults to ``('mIoU',)``.
+        ignore_index: Label of pixels that do not count. Defaults to 255.
+        nan_to_num: What stands for the value of an absent class; None leaves it out of the mean.
+            Defaults to None.
+        beta: Weight of the recall in the F-score. Defaults to 1.
+        output_dir: Folder for the label maps. Defaults to None: they are not written.
+        format_only: Write the label maps and measure nothing. Defaults to False.
+        collect_device: Where several processes meet, ``'cpu'`` or ``'gpu'``. Defaults to ``'cpu'``.
+        prefix: Put before the names of the metrics, with a slash. Defaults to None.
+
+    Raises:
+        ValueError: Unknown metric, or a weight that is not positive.
     """
 
-    def __init__(self, *, outputs: Sequence[str] | str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        outputs: Sequence[str] | str | None = None,
+        iou_metrics: Sequence[str] | str = ('mIoU',),
+        ignore_index: int = 255,
+        nan_to_num: float | None = None,
+        beta: float = 1,
+        output_dir: str | None = None,
+        format_only: bool = False,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
+        iou_metrics = [iou_metrics] if isinstance(iou_metrics, str) else list(iou_metrics)
+        unknown = [metric for metric in iou_metrics if metric not in IOU_METRICS]
+        if unknown or not iou_metrics:
+            raise ValueError(f'iou_metrics={iou_metrics} has to hold some of {IOU_METRICS}.')
+        if not beta > 0:
+            raise ValueError(f'beta={beta!r} has to be greater than 0.')
+        super().__init__(
+            ignore_index=ignore_index,
+            iou_metrics=iou_metrics,
+            nan_to_num=nan_to_num,
+            beta=beta,
+            collect_device=collect_device,
+            output_dir=output_dir,
+            format_only=format_only,
+            prefix=prefix,
+        )
         self.outputs = outputs
         self._chosen = ''
 

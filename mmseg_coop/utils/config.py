@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from .config_check import check_config
+
 
 def load_config(
     path: str, *, cfg_options: dict[str, Any] | None = None, work_dir: str | None = None
@@ -26,6 +28,7 @@ def load_config(
 
     Raises:
         FileNotFoundError: There is no such file; the message names similar ones.
+        ConfigError: A key, a type or a number cannot be meant, see :func:`check_config`.
     """
     if not osp.isfile(path):
         folder, name = Path(path).parent, Path(path).name
@@ -40,6 +43,7 @@ def load_config(
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('work_dirs', Path(path).stem)
+    check_config(cfg)
     return cfg
 
 

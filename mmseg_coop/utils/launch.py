@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
+
+from .build_errors import config_errors
+from .config_check import ConfigError
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -17,9 +23,13 @@ def build_runner(cfg: Config) -> Runner:
 
     Returns:
         The runner, of the class that ``runner_type`` names if it is set.
+
+    Raises:
+        ConfigError: A part of the config cannot be built.
     """
     _init_cpu_process_group(cfg)
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with config_errors(cfg):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
 def _init_cpu_process_group(cfg: Config) -> None:
@@ -29,10 +39,27 @@ def _init_cpu_process_group(cfg: Config) -> None:
     before the runner does, which then leaves the process group alone, and wraps the model without a
     device. With CUDA it does nothing.
 
+    A process that dies closes its connections, so the others end with an error at their next
+    exchange. One that hangs keeps them open: the others then wait for as long as
+    ``env_cfg.dist_cfg.timeout`` says, which mmengine hands to NCCL, and this to gloo.
+
     Args:
         cfg: Config of a run whose ``launcher`` is set; ``model_wrapper_cfg`` is filled in.
+
+    Raises:
+        ConfigError: The timeout is no number of seconds.
     """
-    if cfg.launcher != 'pytorch' or torch.cuda.is_available() or dist.is_initialized():
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
         return
-    dist.init_process_group('gloo')
     cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
+    if dist.is_initialized():
+        return
+    options: dict[str, Any] = {}
+    timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    if timeout is not None:  # otherwise it is torch's half an hour
+        if not isinstance(timeout, (int, float)) or timeout <= 0:
+            raise ConfigError(
+                f'env_cfg.dist_cfg.timeout has to be a positive number of seconds, not {timeout!r}.'
+            )
+        options['timeout'] = timedelta(seconds=timeout)
+    dist.init_process_group('gloo', **options)

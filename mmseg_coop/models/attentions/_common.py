@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -41,6 +41,22 @@ def check_positive(name: str, value: object) -> None:
     """Raise a ValueError unless the argument ``name`` has a positive integer as its ``value``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f'{name}={value!r} is not a positive integer; give a number from 1 on.')
+
+
+def check_all_positive(name: str, values: object, example: str) -> None:
+    """Raise a ValueError unless ``name`` has a sequence of positive integers, at least one."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise ValueError(
+            f'{name}={values!r} holds no numbers; give at least one, such as {example}.'
+        )
+    for value in values:
+        check_positive(f'{name}={values!r}: item', value)
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Raise a ValueError unless the argument ``name`` has a number from 0 to 1 as its ``value``."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f'{name}={value!r} is no fraction; give a number from 0 to 1.')
 
 
 def check_channels(module: str, x: Tensor, in_channels: int) -> None:

@@ -66,7 +66,7 @@ class PoolUnit(nn.Module):
             x: Map, ``(N, C, H, W)``.
 
         Returns:
-            Anchors, ``(N, C, T)`` in the type of ``x``: the grids in the order of ``sizes``, each
+            Anchors, ``(N, C, T)`` in the type of ``x``, the grids in the order of ``sizes``, each
             row by row.
         """
         with without_autocast(x.device.type):

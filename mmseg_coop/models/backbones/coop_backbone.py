@@ -107,6 +107,10 @@ class CoopBackbone(BaseModule):
                         'a normalisation is dict(mean=…, std=…) with one value a channel, got '
                         f'{dict(given)}.'
                     )
+                if not all(value > 0 for value in given['std']):
+                    raise ValueError(
+                        f'std={list(given["std"])} divides; give numbers greater than 0.'
+                    )
             self.renormalize[name] = _Renormalize(
                 mean=input_normalize['mean'],
                 std=input_normalize['std'],

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..attentions._common import check_positive
+
 _EPS = 1e-3
 """Batch normalisation's epsilon in the released TensorFlow weights."""
 _NORM_CFG: dict[str, Any] = dict(type='BN', eps=_EPS, requires_grad=True)
@@ -114,15 +116,15 @@ class Xception(BaseModule):
     The outputs are the last features before each halving of the resolution (inside the block
     that halves it, after the ReLU of its last separable convolution), and the network's end:
 
-    ===== ======== ================== ================= ================
+    ===== ======== ================== ================== =================
     level channels stride (output 32) stride (output 16) stride (output 8)
-    ===== ======== ================== ================= ================
-    0     128      2                  2                 2
-    1     256      4                  4                 4
-    2     728      8                  8                 8
-    3     1024     16                 16                8
-    4     2048     32                 16                8
-    ===== ======== ================== ================= ================
+    ===== ======== ================== ================== =================
+    0     128      2                  2                  2
+    1     256      4                  4                  4
+    2     728      8                  8                  8
+    3     1024     16                 16                 8
+    4     2048     32                 16                 8
+    ===== ======== ================== ================== =================
 
     Level 1 is the low-level feature of DeepLabV3+'s decoder, level 4 the input of its ASPP.
 
@@ -192,6 +194,7 @@ class Xception(BaseModule):
                 dict(type='Constant', layer=['_BatchNorm', 'GroupNorm'], val=1),
             ]
         super().__init__(init_cfg)
+        check_positive('in_channels', in_channels)
         if depth not in _ENTRY_BLOCKS:
             raise ValueError(f'depth must be one of {tuple(_ENTRY_BLOCKS)}, got {depth!r}')
         if output_stride not in (8, 16, 32):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .paths import CooperativePaths
 
-#: A network that offers its feature maps at the sites: it yields ``(site, feature)``, is sent what
+#: A network that offers its feature maps at the sites. It yields ``(site, feature)``, is sent what
 #: it goes on with, and returns its result.
 Steps = Generator[tuple[str, Tensor], Tensor, Any]
 

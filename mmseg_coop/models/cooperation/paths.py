@@ -74,8 +74,12 @@ def build_fusion(fusion: dict[str, Any], **interface: Any) -> BaseModule:
         The fusion.
 
     Raises:
-        ValueError: The type is not registered.
+        ValueError: The type is missing or not registered.
     """
+    if 'type' not in fusion:
+        raise ValueError(
+            f"fusion={fusion!r} has no type; give one, such as dict(type='SumFusion')."
+        )
     if isinstance(fusion['type'], str) and MODELS.get(fusion['type']) is None:
         raise ValueError(
             f'fusion type={fusion["type"]!r} is unknown; use SumFusion, ConcatFusion, GatedFusion '

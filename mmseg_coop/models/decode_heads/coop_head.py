@@ -11,6 +11,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
+from ..attentions._common import check_fraction, check_positive
 from ..cooperation import Cooperation, Steps, run_alone
 
 #: The name of the sum of all networks' outputs; no network may be called so.
@@ -22,7 +23,49 @@ class SteppedDecodeHead(BaseDecodeHead):
 
     Subclasses write their forward pass once, as :meth:`steps`; alone they are ordinary heads of
     mmseg, and :class:`BaseCoopHead` runs several in step.
+
+    Args:
+        in_channels: Channels of the backbone's output.
+        channels: Channels of the layers.
+        num_classes: Number of classes.
+        in_index: Level of the backbone's output in the feature pyramid. Defaults to -1.
+        dropout_ratio: Share of what the dropout drops. Defaults to 0.1.
+        ignore_index: Label that is ignored. Defaults to 255.
+        align_corners: Passed to every interpolation. Defaults to False.
+        **kwargs: Further arguments of mmseg's ``BaseDecodeHead``.
+
+    Raises:
+        ValueError: A number is out of its range.
     """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        in_index: int = -1,
+        dropout_ratio: float = 0.1,
+        ignore_index: int = 255,
+        align_corners: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_positive('in_channels', in_channels)
+        check_positive('channels', channels)
+        check_positive('num_classes', num_classes)
+        check_fraction('dropout_ratio', dropout_ratio)
+        if kwargs.get('loss_decode', True) in (None, [], ()):
+            raise ValueError(f'loss_decode={kwargs["loss_decode"]!r} leaves nothing to train with.')
+        super().__init__(
+            in_channels=in_channels,
+            channels=channels,
+            num_classes=num_classes,
+            in_index=in_index,
+            dropout_ratio=dropout_ratio,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+            **kwargs,
+        )
 
     @property
     @abstractmethod
@@ -83,7 +126,8 @@ class SteppedDecodeHead(BaseDecodeHead):
                 raise ValueError(
                     f'the decode head{where} was built for {channels} channels at level {index} of '
                     f'the feature pyramid, but the backbone returns {pyramid[index]} there (its '
-                    f'levels have {pyramid} channels); change in_channels or the index.'
+                    f'levels have {pyramid} channels); change in_channels '
+                    '(low_level_in_channels) or the index.'
                 )
 
 
@@ -138,7 +182,10 @@ class BaseCoopHead(BaseModule):
             align_corners=align_corners,
         )
         self.networks = ModuleDict(
-            {name: self.head_class(**{**shared, **kwargs, **own}) for name, own in networks.items()}
+            {
+                name: self._build_head(name, {**shared, **kwargs, **own})
+                for name, own in networks.items()
+            }
         )
         self.cooperation = Cooperation(
             site_channels={name: head.site_channels for name, head in self.networks.items()},
@@ -158,6 +205,12 @@ class BaseCoopHead(BaseModule):
         self.threshold = first.threshold
         self.ignore_index = first.ignore_index
         self.align_corners = align_corners
+
+    def _build_head(self, network: str, arguments: dict[str, Any]) -> SteppedDecodeHead:
+        try:
+            return self.head_class(**arguments)
+        except ValueError as error:
+            raise ValueError(f'network {network!r}: {error}') from error
 
     @property
     def network_names(self) -> tuple[str, ...]:

@@ -95,13 +95,22 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
                 f'decode_head type={decode_head["type"]!r} has no networks; use CrossCoopASPPHead '
                 'or CrossCoopDPAHead, or EncoderDecoder for a plain head.'
             )
+        names = {
+            part: list(getattr(getattr(self, part), 'networks', ()))
+            for part in ('backbone', 'decode_head')
+        }
+        if set(names['backbone']) != set(names['decode_head']):
+            raise ValueError(
+                f'backbone.networks has the names {names["backbone"]}, decode_head.networks '
+                f'{names["decode_head"]}; use the same names in both.'
+            )
         # The sliding window sums up this many maps.
         self.out_channels = len(self.decode_head.network_names) * self.decode_head.out_channels
         self.chosen_output  # noqa: B018  # an unknown output is said now, not after the training
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of all outputs: the networks in order, then the ensemble if there are several."""
+        """Names of all outputs, the networks in order, then the ensemble if there are several."""
         names = self.decode_head.network_names
         return (*names, ENSEMBLE) if len(names) > 1 else names
 
