@@ -110,7 +110,12 @@ def is_named(path, message):
     """Whether a message names a key, or with its dotted path the part that it belongs to."""
     key = next(key for key in reversed(path) if isinstance(key, str))
     part = '.'.join(str(key) for key in path[:-1])
-    return key.removesuffix('x') in message or (part != '' and part in message)
+    network = path[path.index('networks') + 1] if 'networks' in path[:-1] else None
+    return (
+        key.removesuffix('x') in message
+        or (part != '' and part in message)
+        or (network is not None and f'network {network!r}' in message)
+    )
 
 
 @functools.cache
@@ -165,6 +170,9 @@ def check_outcomes(name, data_root, tmp_path, monkeypatch, *, every, offset):
         except Exception as error:
             transform = at(cfg, path[:-1]) if path[-3:-2] == ('pipeline',) else {}
             if f'{transform.get("type")}.{path[-1]}' in SILENT:
+                continue
+            raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+            if '/mmengine/' in raised_in and str(path[-1]) in str(error):
                 continue
             wrong.append((what, path, f'{type(error).__name__}: {error}'))
             continue
@@ -282,6 +290,11 @@ def test_the_tool_ends_with_one_line(data_root, tmp_path):
 def test_no_false_alarm_on_our_configs():
     for path in sorted(ROOT.glob('configs/[!_]*/*.py')):
         load_config(str(path))
+
+
+def test_classes_in_a_file_are_not_counted():
+    path = str(ROOT / 'configs' / CONFIGS['cross_coop'])
+    load_config(path, cfg_options={'train_dataloader.dataset.metainfo': dict(classes='names.txt')})
 
 
 def zoo():

@@ -13,7 +13,11 @@ from .config_check import check_config
 
 
 def load_config(
-    path: str, *, cfg_options: dict[str, Any] | None = None, work_dir: str | None = None
+    path: str,
+    *,
+    cfg_options: dict[str, Any] | None = None,
+    work_dir: str | None = None,
+    check: bool = True,
 ) -> Config:
     """Read a config, apply the options of the command line and settle the work directory.
 
@@ -22,13 +26,14 @@ def load_config(
         cfg_options: Values by dotted key, as ``DictAction`` gives them. Defaults to None.
         work_dir: Where the run writes. Defaults to None: the config's, or else
             ``work_dirs/{name of the config}``.
+        check: Whether to look for slips, see :func:`check_config`. Defaults to True.
 
     Returns:
         The config.
 
     Raises:
         FileNotFoundError: There is no such file; the message names similar ones.
-        ConfigError: A key, a type or a number cannot be meant, see :func:`check_config`.
+        ConfigError: A key, a type or a number cannot be meant.
     """
     if not osp.isfile(path):
         folder, name = Path(path).parent, Path(path).name
@@ -43,7 +48,8 @@ def load_config(
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = osp.join('work_dirs', Path(path).stem)
-    check_config(cfg)
+    if check:
+        check_config(cfg)
     return cfg
 
 

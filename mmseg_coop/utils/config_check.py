@@ -345,9 +345,9 @@ def _check_value(path: str, value: Any, keys: Keys, label: str) -> None:
 def _unknown(path: str, label: str, allowed: list[str]) -> ConfigError:
     name = path.rpartition('.')[2]
     similar = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
-    hint = f' did you mean {similar[0]}?' if similar else ''
+    hint = f'; did you mean {similar[0]}?' if similar else '.'
     return ConfigError(
-        f'{path} is unknown for {label};{hint} Allowed: {", ".join(sorted(allowed))}.'
+        f'{path} is unknown for {label}{hint} Allowed: {", ".join(sorted(allowed))}.'
     )
 
 
@@ -538,7 +538,8 @@ def _means_classes_of_data(head: Any) -> bool:
 def _classes_of(dataset: Any) -> Any:
     metainfo = dataset.get('metainfo') if isinstance(dataset, Mapping) else None
     if isinstance(metainfo, Mapping) and 'classes' in metainfo:
-        return metainfo['classes']
+        classes = metainfo['classes']
+        return None if isinstance(classes, str) else classes  # a text names a file of them
     name = dataset.get('type') if isinstance(dataset, Mapping) else None
     target = DATASETS.get(name) if isinstance(name, str) else name
     return getattr(target, 'METAINFO', {}).get('classes')

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ TOOLS = ROOT / 'tools/analysis_tools'
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 LIGHT = ROOT / 'configs/cross_coop/cross-coop_mnv2-effl0-d16_1xb6-2k_camvid-180x240.py'
 PAIR = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
+DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
 
 
 def run(tool, *arguments, check=True):
@@ -22,6 +24,23 @@ def run(tool, *arguments, check=True):
         capture_output=True,
         check=check,
     )
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capfd):
+    """Run a tool's main in an empty folder; returns the last line of its error."""
+    monkeypatch.syspath_prepend(TOOLS)
+    monkeypatch.chdir(tmp_path)
+
+    def call(tool, *arguments):
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        with pytest.raises(SystemExit) as error:
+            runpy.run_path(str(TOOLS / tool), run_name='__main__')
+        assert error.value.code
+        print(error.value.code if isinstance(error.value.code, str) else '', file=sys.stderr)
+        return capfd.readouterr().err.strip().splitlines()[-1]
+
+    return call
 
 
 def rows(text):
@@ -34,10 +53,12 @@ def rows(text):
 
 
 def test_figures_of_the_metafile_are_those_of_the_tool(tmp_path):
-    run('get_flops.py', MINI, LIGHT, PAIR, '--json', tmp_path / 'figures.json')
+    run('get_flops.py', MINI, LIGHT, PAIR, DPANET, '--json', tmp_path / 'figures.json')
     figures = json.loads((tmp_path / 'figures.json').read_text())
-    metafile = yaml.safe_load((ROOT / 'configs/cross_coop/metafile.yml').read_text())
-    stated = {model['Name']: model['Metadata'] for model in metafile['Models']}
+    stated = {}
+    for family in ('cross_coop', 'dpanet'):
+        metafile = yaml.safe_load((ROOT / f'configs/{family}/metafile.yml').read_text())
+        stated.update({model['Name']: model['Metadata'] for model in metafile['Models']})
     for name, counts in figures.items():
         total = counts['parts']['total']
         assert stated[name]['Input size'] == 'x'.join(map(str, counts['size']))
@@ -47,6 +68,63 @@ def test_figures_of_the_metafile_are_those_of_the_tool(tmp_path):
     pair = figures[PAIR.stem]['parts']
     assert pair['total']['params'] == pytest.approx(114.05, abs=0.01)
     assert 'cooperative paths' not in pair
+    assert list(figures[MINI.stem]['parts']) == [
+        *('backbone top', 'backbone bottom', 'cooperative paths'),
+        *('ASPP top', 'ASPP bottom', 'decoder top', 'decoder bottom', 'total'),
+    ]
+    # The products of attention belong to the attention.
+    assert {'decode_head spa', 'decode_head cpa'} < set(figures[DPANET.stem]['parts'])
+    for parts in (counts['parts'] for counts in figures.values()):
+        assert 'other products' not in parts
+        total = parts.pop('total')
+        for key in ('params', 'gmac'):
+            assert sum(part[key] for part in parts.values()) == pytest.approx(total[key])
+
+
+def test_products_outside_of_layers_are_counted_where_they_are():
+    sys.path.insert(0, str(TOOLS))
+    try:
+        from get_flops import count
+    finally:
+        sys.path.remove(str(TOOLS))
+    from torch import nn
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            x = self.query(x).flatten(2)
+            return (x.mT @ x).mean(-1)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Conv2d(3, 8, 1)
+            self.decode_head = nn.Sequential(Attention())
+
+        def forward(self, x, mode):
+            x = self.decode_head(self.backbone(x))
+            return x @ x.mT
+
+    counts = count(Model(), (4, 5))
+    assert counts['decode_head 0']['gmac'] == pytest.approx((8 * 8 * 20 + 20 * 8 * 20) / 1e9)
+    assert counts['other products']['gmac'] == pytest.approx(20 / 1e9)
+    assert counts['total']['gmac'] == pytest.approx((24 + 64 + 160 + 1) * 20 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('--size', '0x65'), "--size takes HEIGHTxWIDTH such as 513x513, not '0x65'"),
+        (('--json', 'there.json'), "'there.json' exists; add --force"),
+    ],
+)
+def test_get_flops_refuses_wrong_arguments(call, tmp_path, arguments, message):
+    (tmp_path / 'there.json').write_text('mine')
+    assert message in call('get_flops.py', MINI, *arguments)
+    assert (tmp_path / 'there.json').read_text() == 'mine'
 
 
 def test_a_convolution_is_counted_as_its_formula_says():
@@ -92,13 +170,17 @@ def test_benchmark_compares_models_side_by_side():
     [
         ((MINI, '--size', '65'), "--size takes HEIGHTxWIDTH in pixels, such as 513x513, not '65'"),
         ((MINI, '--repeats', '0'), '--repeats has to be at least 1'),
+        ((MINI, '--threads', '-1'), '--threads has to be at least 1, not -1'),
+        ((MINI, '--device', 'gpu'), "error: --device 'gpu' cannot be used here: "),
+        (
+            (MINI, '--size', '33x33', '--batch-size', '1', '--repeats', '1'),
+            'error: the image pooling branch of ASPP cannot be trained with a batch of 1',
+        ),
         (('gone.py',), "config 'gone.py' does not exist"),
     ],
 )
-def test_benchmark_refuses_wrong_arguments(arguments, message):
-    done = run('benchmark.py', *arguments, check=False)
-    assert done.returncode
-    assert message in done.stderr.splitlines()[-1]
+def test_benchmark_refuses_wrong_arguments(call, arguments, message):
+    assert message in call('benchmark.py', *arguments)
 
 
 def test_tables_are_up_to_date():

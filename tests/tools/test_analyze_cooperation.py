@@ -201,6 +201,7 @@ def test_likeness_of_maps_of_two_sizes(linear_cka):
         (SINGLE, (), 'has no networks that could cooperate'),
         (CONFIG, ('--split', 'val'), 'error: data root'),
         (CONFIG, ('--max-images', '0'), '--max-images has to be at least 1, not 0'),
+        (CONFIG, ('--device', 'gpu'), "error: --device 'gpu' cannot be used here: "),
     ],
 )
 def test_wrong_input_ends_in_one_line(folder, monkeypatch, capfd, config, arguments, message):

@@ -295,6 +295,7 @@ def test_dynamo_exporter(export, work, model, tmp_path, arguments):
         (('--size', '64'), "takes HEIGHTxWIDTH such as 513x513, not '64'"),
         (('--size', '8x64'), "takes sides of at least 32, not '8x64'"),
         (('--out', 'model.pb'), "--out 'model.pb' has to end in .onnx"),
+        (('--opset', '99'), '--opset 99: the trace exporter writes 11 to '),
     ],
 )
 def test_export_refuses_wrong_arguments(export, work, arguments, message):

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from _measure import choose_device
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
 from torch import Tensor
 
 from mmseg_coop.evaluation import CoopIoUMetric
-from mmseg_coop.utils import check_data, load_config
+from mmseg_coop.utils import check_data, load_config, set_data_faults
 from mmseg_coop.utils.load_model import load_model
 
 #: What the metric calls the only output of a model without names.
@@ -111,8 +112,8 @@ def load(args: argparse.Namespace) -> Subject:
 
     Raises:
         FileNotFoundError: The config, the checkpoint or the data do not exist.
-        ValueError: The config has no such split or is evaluated by another metric, or the
-            weights do not fit.
+        ValueError: The config has no such split or is evaluated by another metric, the weights do
+            not fit, or there is no such device.
     """
     cfg = load_config(args.config, cfg_options=args.cfg_options)
     loader_cfg, evaluator = (
@@ -128,8 +129,8 @@ def load(args: argparse.Namespace) -> Subject:
             'pairs of prediction and label from IoUMetric or CoopIoUMetric.'
         )
     check_data(cfg, splits=(args.split,))
-    device = args.device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    model = load_model(cfg, args.checkpoint, device=device)
+    model = load_model(cfg, args.checkpoint, device=choose_device(args.device))
+    set_data_faults(cfg, (args.split,), 'stop')
     loader = Runner.build_dataloader(loader_cfg, seed=0)
     if not loader.dataset.metainfo.get('classes'):
         raise ValueError(f'{type(loader.dataset).__name__} names no classes.')

@@ -1,4 +1,4 @@
-"""Time and memory of functions, side by side in one process."""
+"""Devices, and time and memory of functions, side by side in one process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,26 @@ from pathlib import Path
 import torch
 
 _STATUS, _CLEAR_REFS = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+
+
+def choose_device(text: str | None) -> torch.device:
+    """Device from the command line.
+
+    Args:
+        text: Its name; None takes CUDA where there is one.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    try:
+        device = torch.device(text or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # no such device, or torch is without CUDA
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f'--device {text!r} cannot be used here: {reason} It takes cpu, cuda or cuda:N.'
+        ) from error
+    return device
 
 
 def interleaved_seconds(

@@ -13,7 +13,13 @@ matplotlib.use('Agg')  # no display is needed
 import matplotlib.pyplot as plt  # reads the backend when it is imported
 
 plt.rcParams.update(
-    {'axes.spines.top': False, 'axes.spines.right': False, 'font.size': 9, 'savefig.dpi': 150}
+    {
+        'axes.axisbelow': True,  # grids stay behind the bars
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+        'font.size': 9,
+        'savefig.dpi': 150,
+    }
 )
 
 

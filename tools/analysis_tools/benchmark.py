@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import interleaved_seconds, median_ratio, peak_bytes
+from _measure import choose_device, interleaved_seconds, median_ratio, peak_bytes
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
@@ -51,9 +51,10 @@ def parse_args() -> argparse.Namespace:
     except ValueError:
         parser.error(f'--size takes HEIGHTxWIDTH in pixels, such as 513x513, not {args.size!r}')
     args.size = height, width
-    for name in ('batch_size', 'repeats'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name.replace("_", "-")} has to be at least 1')
+    for name in ('batch_size', 'repeats', 'threads'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f'--{name.replace("_", "-")} has to be at least 1, not {value}')
     return args
 
 
@@ -124,9 +125,9 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     torch.manual_seed(0)
     with short_errors():
+        device = choose_device(args.device)
         subjects = [Subject(path, args, device) for path in (args.config, *args.vs)]
 
     where = torch.cuda.get_device_name(device) if device.type == 'cuda' else (
@@ -141,7 +142,8 @@ def main() -> None:
     columns, ratios = {}, []
     for title, run in (('forward', Subject.forward), ('train step', Subject.train_step)):
         functions = {k: (lambda s=s, run=run: run(s)) for k, s in zip(keys, subjects, strict=True)}
-        seconds = interleaved_seconds(functions, repeats=args.repeats, device=device)
+        with short_errors():  # models refuse a batch or a size that is too small
+            seconds = interleaved_seconds(functions, repeats=args.repeats, device=device)
         columns[title] = {
             key: (statistics.median(seconds[key]), peak_bytes(functions[key], device))
             for key in keys

@@ -26,6 +26,8 @@ from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 
 from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
+from mmseg_coop.datasets.data_fault import printable
+from mmseg_coop.datasets.listing import dead_links
 from mmseg_coop.utils import check_data, load_config, short_errors
 from mmseg_coop.utils.data_check import leaf_datasets
 
@@ -133,13 +135,12 @@ def check_file(
     return faults, np.bincount(label.ravel(), minlength=256)
 
 
-def check_leaf(cfg: Any, split: str, num_classes: int | None, workers: int) -> Findings:
+def check_leaf(cfg: Any, split: str, workers: int) -> Findings:
     """Check all files of a dataset.
 
     Args:
         cfg: Config of the dataset, which is no wrapper.
         split: Name of the split, for the messages.
-        num_classes: Classes of the model; None where the config does not say.
         workers: Threads.
     """
     dataset = DATASETS.build({**cfg, 'pipeline': [], 'lazy_init': False})
@@ -154,7 +155,7 @@ def check_leaf(cfg: Any, split: str, num_classes: int | None, workers: int) -> F
     load_label = LoadSegAnnotations(**settings['label'])
     problems = [
         Problem(split, '(config)', what)
-        for what in config_faults(dataset, steps.get('label', {}), len(classes), num_classes)
+        for what in config_faults(dataset, steps.get('label', {}), len(classes))
     ]
     found = Findings(len(infos), 0, np.zeros(256, np.int64), np.zeros(256, np.int64), problems, [])
     labels = 0
@@ -177,19 +178,20 @@ def check_leaf(cfg: Any, split: str, num_classes: int | None, workers: int) -> F
                     found.outside.append((info['seg_map_path'], outside))
             bar.update()
     print(file=sys.stderr)
+    # No listing has dead links among its images, but a training stops at them.
+    known = {problem.file for problem in problems}
+    problems += [
+        Problem(split, printable(link), 'is a link that leads nowhere; mend or remove it')
+        for links in dead_links(dataset).values()
+        for link in links
+        if link not in known
+    ]
     problems += outside_problems(split, found, len(classes), dataset.reduce_zero_label)
     return found._replace(labels=labels)
 
 
-def config_faults(
-    dataset: Any, label_step: dict[str, Any], classes: int, num_classes: int | None
-) -> Iterator[str]:
-    """What a dataset's settings contradict."""
-    if num_classes is not None and classes != num_classes:
-        yield (
-            f'the dataset has {classes} classes, model.decode_head.num_classes is {num_classes}; '
-            'make them equal'
-        )
+def config_faults(dataset: Any, label_step: dict[str, Any], classes: int) -> Iterator[str]:
+    """What a dataset's settings contradict; the model's classes are checked with the config."""
     stated = label_step.get('num_classes')
     if stated is not None and stated != classes:
         yield (
@@ -348,16 +350,16 @@ def main() -> None:
         splits = [split for split in args.splits if cfg.get(f'{split}_dataloader') is not None]
         if not splits:
             raise ValueError(f'{args.config} has no data of {" or ".join(args.splits)}.')
-        check_data(cfg, splits=tuple(splits))
+        # Links that stand for single files and lead nowhere go into the table with the others.
+        check_data(cfg, splits=tuple(splits), data_faults='skip')
         claim(*filter(None, (out, args.json)), force=args.force)
         init_default_scope(cfg.get('default_scope', 'mmseg'))
         classes = class_names(cfg, splits)
-        num_classes = cfg.get('model', {}).get('decode_head', {}).get('num_classes')
         found: dict[str, Findings] = {}
         for split in splits:
             for leaf in leaf_datasets(cfg[f'{split}_dataloader']['dataset']):
                 print(f'{split}: {leaf["type"]} in {leaf.get("data_root")}', file=sys.stderr)
-                new = check_leaf(leaf, split, num_classes, args.workers)
+                new = check_leaf(leaf, split, args.workers)
                 found[split] = add(found[split], new) if split in found else new
         files = {split: image_files(cfg[f'{split}_dataloader']['dataset']) for split in splits}
 

@@ -82,7 +82,12 @@ def parse_args() -> argparse.Namespace:
         default='trace',
         help="torch's exporter: by tracing, or through torch.export (torch >= 2.5); default: trace",
     )
-    parser.add_argument('--opset', type=int, help='default: 17 by tracing, 18 through torch.export')
+    parser.add_argument(
+        '--opset',
+        type=int,
+        metavar='N',
+        help='version of the ONNX operators; default: 17 by tracing, 18 through torch.export',
+    )
     parser.add_argument(
         '--program',
         action='store_true',
@@ -340,7 +345,7 @@ def require(args: argparse.Namespace) -> None:
         args: The command line.
 
     Raises:
-        ValueError: Something is missing.
+        ValueError: Something is missing, or --opset is none that the exporter writes.
     """
     packages = ['onnx', 'onnxruntime'] + ['onnxscript'] * (args.exporter == 'dynamo')
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -351,6 +356,14 @@ def require(args: argparse.Namespace) -> None:
     if args.exporter == 'dynamo' and 'external_data' not in _parameters(torch.onnx.export):
         raise ValueError(
             f'--exporter dynamo needs torch >= 2.5, this is {torch.__version__}; use trace.'
+        )
+    if args.exporter == 'dynamo':
+        low, high = 18, 23
+    else:  # torch 2.1 knows no other exporter here, and fewer opsets
+        low, high = 11, 20 if 'dynamo' in _parameters(torch.onnx.export) else 17
+    if args.opset is not None and not low <= args.opset <= high:
+        raise ValueError(
+            f'--opset {args.opset}: the {args.exporter} exporter writes {low} to {high}.'
         )
     if args.program and 'dynamic_shapes' not in _parameters(getattr(torch.export, 'export', None)):
         raise ValueError(f'--program needs torch >= 2.4, this is {torch.__version__}.')

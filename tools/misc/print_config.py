@@ -78,7 +78,8 @@ def select(cfg: Config, key: str | None) -> Config:
 def resolve(path: str, args: argparse.Namespace) -> Config:
     """Read a config; the work directory, which differs between all, stays as the file has it."""
     given = Config.fromfile(path).get('work_dir') if Path(path).is_file() else None
-    cfg = load_config(path, cfg_options=args.cfg_options)
+    # Unchecked: a config with a slip has to be seen, too.
+    cfg = load_config(path, cfg_options=args.cfg_options, check=False)
     if given is None and 'work_dir' not in (args.cfg_options or {}):
         cfg.pop('work_dir')
     return cfg
