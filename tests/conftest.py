@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.visualization import Visualizer
 
 from mmseg_coop.visualization import CoopLocalVisualizer
 
@@ -28,7 +29,8 @@ def _clean_start():
     torch.manual_seed(0)
     init_default_scope('mmseg')
     yield
-    for manager in (DefaultScope, MMLogger, CoopLocalVisualizer):
+    # Visualizer knows the instances of its subclasses as well.
+    for manager in (DefaultScope, MMLogger, CoopLocalVisualizer, Visualizer):
         manager._instance_dict.clear()  # what a runner of the test has left behind
 
 

@@ -22,7 +22,7 @@ from mmseg_coop.utils import (
     set_data_faults,
     short_errors,
 )
-from mmseg_coop.utils.data_check import leaf_datasets
+from mmseg_coop.utils.leaf_datasets import leaf_datasets
 
 
 def parse_args() -> argparse.Namespace:

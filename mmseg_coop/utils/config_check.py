@@ -5,21 +5,20 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import Registry
 from mmengine.runner import Runner
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import DATASETS, WEIGHT_INITIALIZERS
+from mmseg.registry import WEIGHT_INITIALIZERS
 from torch.utils.data import DataLoader
 
-from ..models.decode_heads.coop_head import BaseCoopHead, SteppedDecodeHead
+from ..models.decode_heads.coop_head import BaseCoopHead
 from ..models.segmentors import CrossCoopEncoderDecoder
 from ..registry import REGISTRIES
-from .data_check import leaf_datasets
+from .leaf_datasets import leaf_datasets
 from .signatures import Key, Keys, constructor_keys, misfits
 
 INF = float('inf')
@@ -133,9 +132,8 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         cfg: Config of a run.
 
     Raises:
-        ConfigError: A key is unknown, has a value of a wrong type or an impossible number, or the
-            number of classes differs between head, data and labels. The message gives the dotted
-            path of the key.
+        ConfigError: A key is unknown, has a value of a wrong type or an impossible number. The
+            message gives the dotted path of the key.
     """
     if cfg.get('default_scope', 'mmengine') not in _OUR_SCOPES:
         return
@@ -170,7 +168,7 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         _check_loader(cfg.get(f'{split}_dataloader'), f'{split}_dataloader')
     _check_test_cfg(cfg.get('model'))
     _check_preprocessor(cfg)
-    _check_num_classes(cfg)
+    _check_prefixes(cfg)
 
 
 def find_types(name: Any) -> list[Any]:
@@ -478,10 +476,9 @@ def _check_test_cfg(model: Any) -> None:
             )
 
 
-def _check_num_classes(cfg: Mapping[str, Any]) -> None:
-    """Compare the classes of heads, data sets and checks of labels."""
-    heads = list(_heads(cfg.get('model'), 'model'))
-    for split in SPLITS if heads else ():
+def _check_prefixes(cfg: Mapping[str, Any]) -> None:
+    """Check where data sets look for their files."""
+    for split in SPLITS:
         loader, path = cfg.get(f'{split}_dataloader'), f'{split}_dataloader.dataset'
         if not isinstance(loader, Mapping) or not isinstance(loader.get('dataset'), Mapping):
             continue
@@ -495,51 +492,3 @@ def _check_num_classes(cfg: Mapping[str, Any]) -> None:
                         f'{path}.data_prefix.{name} is {_shown(folder)}; give a path.'
                     )
                 _check_slip(name, f'{path}.data_prefix.{name}', _PREFIXES, dataset['type'])
-            classes = _classes_of(dataset)
-            found = {}
-            if classes is not None:
-                found[f'the number of classes of {path} ({dataset["type"]})'] = len(classes)
-            for index, transform in enumerate(dataset.get('pipeline') or ()):
-                if isinstance(transform, Mapping) and isinstance(transform.get('num_classes'), int):
-                    found[f'{path}.pipeline.{index}.num_classes'] = transform['num_classes']
-            for what, number in found.items():
-                for head, num_classes in heads:
-                    if number != num_classes:
-                        raise ConfigError(
-                            f'{head} is {num_classes}, but {what} is {number}; give both the same '
-                            '(metainfo=dict(classes=…) chooses among the classes of a data set).'
-                        )
-
-
-def _heads(part: Any, path: str) -> Iterator[tuple[str, int]]:
-    """Where ``num_classes`` stands in heads, and what it is there."""
-    if isinstance(part, (list, tuple)):
-        for index, item in enumerate(part):
-            yield from _heads(item, f'{path}.{index}')
-    if not isinstance(part, Mapping):
-        return
-    number = part.get('num_classes')
-    if isinstance(number, int) and all(map(_means_classes_of_data, find_types(part.get('type')))):
-        yield f'{path}.num_classes', number
-    for key in ('decode_head', 'auxiliary_head'):
-        yield from _heads(part.get(key), f'{path}.{key}')
-
-
-def _means_classes_of_data(head: Any) -> bool:
-    """Whether a head has one logit a class; SAN's counts otherwise, and STDC's draws borders."""
-    if not inspect.isclass(head) or issubclass(head, (BaseCoopHead, SteppedDecodeHead)):
-        return inspect.isclass(head)
-    return all(
-        getattr(head, name, None) is getattr(BaseDecodeHead, name)
-        for name in ('loss_by_feat', 'predict', 'predict_by_feat')
-    )
-
-
-def _classes_of(dataset: Any) -> Any:
-    metainfo = dataset.get('metainfo') if isinstance(dataset, Mapping) else None
-    if isinstance(metainfo, Mapping) and 'classes' in metainfo:
-        classes = metainfo['classes']
-        return None if isinstance(classes, str) else classes  # a text names a file of them
-    name = dataset.get('type') if isinstance(dataset, Mapping) else None
-    target = DATASETS.get(name) if isinstance(name, str) else name
-    return getattr(target, 'METAINFO', {}).get('classes')

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import os.path as osp
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
@@ -15,6 +14,8 @@ from mmseg.registry import DATASETS
 
 from ..datasets import DataFault
 from ..datasets.listing import dead_links
+from .class_check import check_num_classes
+from .leaf_datasets import leaf_datasets
 
 
 def check_data(
@@ -23,7 +24,7 @@ def check_data(
     *,
     data_faults: str = 'stop',
 ) -> None:
-    """Check the data folders and lists of a config.
+    """Check the classes, the data folders and the lists of a config.
 
     Args:
         cfg: Config of a run.
@@ -32,6 +33,7 @@ def check_data(
             :class:`SkipFaultyDataset` counts them. Defaults to ``'stop'``.
 
     Raises:
+        ConfigError: Model, data sets and labels have different numbers of classes.
         FileNotFoundError: A data root, folder or list is missing; the message says which key of the
             config to change.
         DataFault: A folder or a list cannot be read, a link leads nowhere or in a circle, or the
@@ -39,6 +41,7 @@ def check_data(
         ValueError: A split has no image.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
+    check_num_classes(cfg, splits)
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         if loader is None:
@@ -49,24 +52,6 @@ def check_data(
             built = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []})
             _check_links(built, data_faults)
             _check_images(built, split)
-
-
-def leaf_datasets(dataset: Any) -> Iterator[Any]:
-    """Find the data sets inside wrappers such as ``ConcatDataset`` and ``RepeatDataset``.
-
-    Args:
-        dataset: Config of a data set or a wrapper.
-
-    Yields:
-        The configs of the data sets.
-    """
-    if 'datasets' in dataset:
-        for part in dataset['datasets']:
-            yield from leaf_datasets(part)
-    elif 'dataset' in dataset:
-        yield from leaf_datasets(dataset['dataset'])
-    else:
-        yield dataset
 
 
 def _check_paths(dataset: Any, split: str) -> None:

@@ -15,7 +15,7 @@ from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 from .config import forget_pretrained
-from .data_check import leaf_datasets
+from .leaf_datasets import leaf_datasets
 
 
 def load_model(cfg: Config, checkpoint: str, *, device: str = 'cpu') -> BaseSegmentor:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmseg_coop.datasets import DataFault, SkipFaultyDataset, check_loading
 from mmseg_coop.datasets.skip_faulty_dataset import SKIPPED_KEY
-from mmseg_coop.utils.data_check import leaf_datasets
+from mmseg_coop.utils.leaf_datasets import leaf_datasets
 
 COUNT, SIZE = 6, (4, 12)  # images, height and width
 CLASSES = tuple(f'class {index}' for index in range(12))

@@ -47,14 +47,14 @@ class Measure(Hook):
 
 
 class Leak(Hook):
-    """Keeps a tensor, small objects and four megabytes of every iteration from one on."""
+    """Keeps a tensor, small objects and sixteen megabytes of every iteration from one on."""
 
     def __init__(self, start):
         self.start, self.kept = start, []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 >= self.start:
-            self.kept += [outputs['loss'].detach(), [[] for _ in range(10)], b'.' * 2**22]
+            self.kept += [outputs['loss'].detach(), [[] for _ in range(10)], b'.' * 2**24]
 
 
 def measure(cfg, iterations, hooks=()):

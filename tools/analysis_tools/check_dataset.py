@@ -29,7 +29,7 @@ from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
 from mmseg_coop.datasets.data_fault import printable
 from mmseg_coop.datasets.listing import dead_links
 from mmseg_coop.utils import check_data, load_config, short_errors
-from mmseg_coop.utils.data_check import leaf_datasets
+from mmseg_coop.utils.leaf_datasets import leaf_datasets
 
 SPLITS = ('train', 'val', 'test')
 #: Settings of the loading transforms that decide how a file is read.
