@@ -78,7 +78,7 @@ class SkippedFilesHook(Hook):
             runner.logger.info('No file was skipped in training.')
             return
         runner.logger.warning(
-            f'Up to iteration {runner.iter}, {len(self.draws)} faulty files were skipped in '
+            f'Faulty files skipped up to iteration {runner.iter}: {len(self.draws)}, in '
             f'{sum(self.draws.values())} draws: '
             + ', '.join(f'{path} ({count})' for path, count in sorted(self.draws.items()))
         )

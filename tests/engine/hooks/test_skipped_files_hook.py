@@ -164,7 +164,7 @@ def test_each_file_is_named_once_and_all_draws_are_counted(root, whole):
     for file in files:
         assert text.count(f'Skipped from now on: image {file} is empty (0 bytes)') == 1
     draws = sum(hook.draws.values())
-    assert f'Up to iteration 12, 2 faulty files were skipped in {draws} draws: {files[0]} (' in text
+    assert f'Faulty files skipped up to iteration 12: 2, in {draws} draws: {files[0]} (' in text
 
 
 def test_every_evaluation_says_over_how_many_images_it_is(root, whole):
@@ -201,11 +201,11 @@ def test_a_run_that_fails_still_reports(root, tmp_path, monkeypatch):
     monkeypatch.setattr(atexit, 'register', registered.append)
     with pytest.raises(KeyboardInterrupt):
         train(root, tmp_path, end=7)
-    assert 'faulty files were skipped' not in logged(tmp_path)
+    assert 'Faulty files skipped' not in logged(tmp_path)
     for report in registered:  # what the interpreter does when it ends
         if report.__name__ == '_summarize':
             report()
-    assert re.search(r'Up to iteration 6, \d faulty files were skipped in', logged(tmp_path))
+    assert re.search(r'Faulty files skipped up to iteration 6: \d, in', logged(tmp_path))
 
 
 def test_a_run_without_faults_says_so(root, tmp_path, monkeypatch):
