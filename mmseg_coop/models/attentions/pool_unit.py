@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ._common import at_least_float32, check_choice, check_positive, without_autocast
+from .._checks import check_all_positive, check_choice
+from ._common import at_least_float32, without_autocast
 
 
 @MODELS.register_module()
@@ -142,9 +143,4 @@ def check_sizes(name: str, sizes: object) -> None:
     Raises:
         ValueError: It is not a sequence of positive integers, or an empty one.
     """
-    if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
-        raise ValueError(
-            f'{name}={sizes!r} holds no pool sizes; give at least one, such as (1, 4, 8, 10, 12).'
-        )
-    for size in sizes:
-        check_positive(f'{name}={sizes!r}: pool size', size)
+    check_all_positive(name, sizes, example='(1, 4, 8, 10, 12)', noun='pool size')

@@ -8,13 +8,8 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ._common import (
-    at_least_float32,
-    check_channels,
-    check_choice,
-    check_positive,
-    without_autocast,
-)
+from .._checks import check_choice, check_positive
+from ._common import at_least_float32, check_channels, without_autocast
 from .pool_unit import PoolUnit, check_sizes
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..attentions._common import check_positive
+from .._checks import check_positive
 
 _EPS = 1e-3
 """Batch normalisation's epsilon in the released TensorFlow weights."""

@@ -11,7 +11,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
-from ..attentions._common import check_fraction, check_positive
+from .._checks import check_fraction, check_positive
 from ..cooperation import Cooperation, Steps, run_alone
 
 #: The name of the sum of all networks' outputs; no network may be called so.

@@ -16,7 +16,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..attentions._common import check_all_positive, check_positive
+from .._checks import check_all_positive, check_positive
 from ..cooperation import Steps
 from .coop_head import BaseCoopHead, SteppedDecodeHead
 
@@ -68,7 +68,7 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
             dropout_ratio=dropout_ratio,
             **kwargs,
         )
-        check_all_positive('dilations', dilations, '(1, 6, 12, 18)')
+        check_all_positive('dilations', dilations, example='(1, 6, 12, 18)')
         check_positive('low_level_in_channels', low_level_in_channels)
         check_positive('low_level_channels', low_level_channels)
         check_positive('num_decoder_convs', num_decoder_convs)

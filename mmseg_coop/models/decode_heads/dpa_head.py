@@ -12,8 +12,8 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
+from .._checks import check_choice
 from ..attentions import ChannelPoolAttention, SpatialPoolAttention
-from ..attentions._common import check_choice
 from ..cooperation import Steps
 from .coop_head import SteppedDecodeHead
 
