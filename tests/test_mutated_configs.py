@@ -227,6 +227,10 @@ def test_all_that_is_not_refused_runs_or_is_refused_by_name(name, data_root, tmp
         ),
         ({'model.test_cfg.mode': 'slied'}, "model.test_cfg.mode is 'slied'"),
         ({'model.test_cfg': dict(mode='slide')}, 'model.test_cfg.crop_size is None'),
+        (
+            {'model.test_cfg': dict(mode='slide', crop_size=(32, 64), stride=(32, 65))},
+            'model.test_cfg.stride is (32, 65), more than model.test_cfg.crop_size, (32, 64)',
+        ),
     ],
 )
 def test_a_slip_is_named_with_its_path(option, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -474,6 +475,12 @@ def _check_test_cfg(model: Any) -> None:
             raise ConfigError(
                 f"{path}.{name} is {value!r}, but mode='slide' needs (height, width) in pixels."
             )
+    if mode == 'slide' and any(map(operator.gt, test_cfg['stride'], test_cfg['crop_size'])):
+        raise ConfigError(
+            f'{path}.stride is {test_cfg["stride"]}, more than {path}.crop_size, '
+            f'{test_cfg["crop_size"]}, which leaves pixels uncovered; give at most that, such as '
+            'two thirds.'
+        )
 
 
 def _check_prefixes(cfg: Mapping[str, Any]) -> None:
