@@ -59,13 +59,13 @@ model = dict(
         channels=256,  # of every ASPP branch and of the decoder
         dilations=(1, 6, 12, 18),  # the 1x1 branch and the rates of the three 3x3; 8: 12, 24, 36
         topology='cross',  # or 'one_way', 'none', or who receives from whom: dict(bottom=['top'])
-        connections=['backbone', 'aspp', 'aspp_output', 'low_level', 'decoder'],  # all sites
+        connections=['input', 'aspp', 'aspp_output', 'low_level', 'decoder'],  # all sites
         fusion=dict(type='SumFusion'),  # or ConcatFusion, GatedFusion
         dropout_ratio=0.1,  # behind the ASPP output
         num_classes=21,
         norm_cfg=norm_cfg,
         # Of each network; logged as decode.top.loss_ce and decode.bottom.loss_ce (equation 1).
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
     ),
     train_cfg=dict(),
     # Whole images or 'slide'; the output that becomes the prediction and chooses the checkpoint.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
+from mmseg.registry import MODELS
+from torch.nn import functional
 
 from mmseg_coop.utils import check_data, forget_pretrained
 
@@ -97,6 +101,59 @@ def test_validation_on_whole_images_is_chosen_by_one_line(mini_data, tmp_path):
     path.write_text(text.replace(old, new).replace('../_base_', str(ROOT / 'configs/_base_')))
     cfg = train_validate_and_test(path, mini_data, tmp_path / 'work')
     assert 'EvalCenterCrop' not in [step['type'] for step in cfg.val_dataloader.dataset.pipeline]
+
+
+def own_config(tmp_path):
+    """The README's config for a project of one's own, with a stock schedule."""
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    path = tmp_path / 'own.py'
+    path.write_text(next(block for block in blocks if 'CrossCoopEncoderDecoder' in block))
+    cfg = Config.fromfile(path)
+    cfg.optim_wrapper = Config.fromfile(
+        ROOT / 'configs/_base_/schedules/schedule_88k.py'
+    ).optim_wrapper
+    return cfg
+
+
+@pytest.mark.parametrize(
+    'path', [*CONFIGS, ROOT / 'docs/annotated_config.py', None], ids=lambda p: p and p.stem
+)
+def test_backbones_have_their_rate_and_all_else_the_heads(path, tmp_path):
+    cfg = Config.fromfile(path) if path else own_config(tmp_path)
+    forget_pretrained(cfg.model)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates, rate, decay = (
+        {},
+        cfg.optim_wrapper.optimizer.lr,
+        cfg.optim_wrapper.optimizer.weight_decay,
+    )
+    for group in optimizer.param_groups:
+        assert group['weight_decay'] == decay
+        for name in (names.pop(id(parameter)) for parameter in group['params']):
+            part = 'backbones' if name.startswith('backbone.') else 'all else'
+            rates.setdefault(part, set()).add(group['lr'] / rate)
+            assert part == 'backbones' or 'backbone' not in name  # what custom_keys would match
+    assert not names
+    backbones, all_else = 0.1, 1.0
+    if path and re.search('head10x|dpa.*(cityscapes|voc)', path.stem):
+        backbones, all_else = 1.0, 10.0
+    elif path and 'mini' in path.stem:  # nothing of it is pretrained
+        backbones = 1.0
+    expected = {'backbones': {backbones}, 'all else': {all_else}}
+    assert {part: {round(r, 6) for r in found} for part, found in rates.items()} == expected
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_ignored_pixels_are_left_out_of_the_mean_of_the_loss(path):
+    loss = Config.fromfile(path).model.decode_head.loss_decode
+    logits, label = torch.randn(2, 5, 4, 4), torch.randint(0, 5, (2, 4, 4))
+    label[:, :3] = 255
+    expected = functional.cross_entropy(logits, label, ignore_index=255)
+    found = MODELS.build(loss)(logits, label, ignore_index=255) / loss.get('loss_weight', 1)
+    torch.testing.assert_close(found, expected)
 
 
 def train_validate_and_test(path, mini_data, tmp_path):

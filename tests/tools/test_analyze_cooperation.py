@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/analysis_tools/analyze_cooperation.py'
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 SINGLE = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
-SITES = ['backbone', 'aspp', 'aspp_output', 'low_level', 'decoder']
+SITES = ['input', 'aspp', 'aspp_output', 'low_level', 'decoder']
 OUTPUTS = ['top', 'bottom', 'ensemble']
 NO_C1 = ['aspp', 'aspp_output', 'low_level', 'decoder']
 
@@ -101,7 +101,7 @@ def reference_miou(folder, connections):
 
 
 @pytest.mark.parametrize(
-    ('row', 'connections'), [('(nothing)', SITES), ('backbone', NO_C1), ('(all)', [])]
+    ('row', 'connections'), [('(nothing)', SITES), ('input', NO_C1), ('(all)', [])]
 )
 def test_switching_off_is_as_building_without(folder, analysed, row, connections):
     rows = {
@@ -121,7 +121,7 @@ def test_switching_off_changes_the_outputs(analysed):
 def test_likeness_is_measured_at_every_layer(analysed):
     rows = table(analysed[0] / 'cka.csv')[1:]
     assert [row[0] for row in rows] == (
-        ['backbone', *['aspp'] * 5, 'aspp_output', 'low_level', *['decoder'] * 2]
+        ['input', *['aspp'] * 5, 'aspp_output', 'low_level', *['decoder'] * 2]
     )
     before, after = np.array([row[3:5] for row in rows], float).T
     pooled = 5

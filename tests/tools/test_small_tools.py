@@ -98,7 +98,7 @@ def test_difference_of_two_configs(call):
     code, text = call(PRINT, PAIR, '--diff', NO_C1)
     assert code == 1
     changed = [line for line in text.splitlines() if line[0] in '+-' and line[:3] not in '+++---']
-    assert changed == ["-            'backbone',"]
+    assert changed == ["-            'input',"]
     assert call(PRINT, PAIR, '--diff', PAIR) == (0, 'the configs do not differ\n')
 
 

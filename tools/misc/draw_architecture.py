@@ -45,7 +45,7 @@ KINDS = dict(
 )
 #: What is exchanged at a site, in the paper's words where it has some.
 EXCHANGED = dict(
-    backbone='Connection 1',
+    input='Connection 1',
     aspp='every branch',
     aspp_output='Connection 2',
     low_level='projection',
@@ -54,7 +54,7 @@ EXCHANGED = dict(
 MIDDLE = 310.0  # the height around which the two networks, or branches, are mirrored
 #: Of DPANet's sites: left and right of their labels, and where on the line they lie.
 TAPS: dict[str, tuple[float, float, float]] = dict(
-    backbone=(102, 222, 162),
+    input=(102, 222, 162),
     attention_input=(238, 378, 363),
     attention=(390, 838, 832),
     attention_output=(846, 990, 985),
@@ -290,7 +290,7 @@ def draw_network(
 
     line((48, MIDDLE - 34), (48, 184), (112, 184))
     box((112, 60, 228, 226), names[1], *say_map(image, output))
-    sites = dict(backbone=Site(112, 228, 226, [170]))
+    sites = dict(input=Site(112, 228, 226, [170]))
 
     line((228, 184), (250, 184))
     box((250, 116, 596, 244), kind='frame', zorder=2)
@@ -511,8 +511,8 @@ def draw_dpanet(cfg: Any, model: Any, image: torch.Tensor) -> Figure:
     # Where two of these networks would cooperate: at these lines, in each branch.
     for name in head.site_channels:
         left, right, x = TAPS[name]
-        y = MIDDLE + (107 if name == 'backbone' else 0)
-        if name == 'backbone':
+        y = MIDDLE + (107 if name == 'input' else 0)
+        if name == 'input':
             picture.tap((x, MIDDLE + 60), (x, y - 17))
         else:
             for side in (-1, 1):

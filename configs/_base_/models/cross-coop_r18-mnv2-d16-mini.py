@@ -49,7 +49,7 @@ model = dict(
         fusion=dict(type='SumFusion'),
         num_classes=11,
         norm_cfg=norm_cfg,
-        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        loss_decode=dict(type='CrossEntropyLoss', avg_non_ignore=True),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole', output='ensemble'),

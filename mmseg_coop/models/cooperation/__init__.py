@@ -1,6 +1,6 @@
 """Cooperative paths between networks."""
 
-from .cooperation import Cooperation, Steps, run_alone
+from .cooperation import Cooperation, Steps, run_in_step
 from .fusions import ConcatFusion, Fusion, GatedFusion, SumFusion
 from .paths import CooperativePaths, resolve_topology
 
@@ -13,5 +13,5 @@ __all__ = [
     'Steps',
     'SumFusion',
     'resolve_topology',
-    'run_alone',
+    'run_in_step',
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from mmengine.model import BaseModule, ModuleDict, ModuleList
@@ -16,29 +16,54 @@ from .paths import CooperativePaths
 Steps = Generator[tuple[str, Tensor], Tensor, Any]
 
 
-def run_alone(steps: Steps) -> Any:
-    """Run one network without partners: it goes on with its own feature maps.
+def run_in_step(
+    networks: Mapping[str, Steps],
+    exchange: Callable[[str, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> dict[str, Any]:
+    """Run networks side by side, from one site to the next.
 
     Args:
-        steps: The network.
+        networks: The networks, by name. One of them alone runs as well.
+        exchange: Takes the site at which all networks have arrived and their feature maps there;
+            gives those with which they go on. Defaults to None: with their own.
 
     Returns:
-        What the network returns.
+        What each network returns, by name.
+
+    Raises:
+        RuntimeError: The networks do not arrive at the same sites in the same order.
 
     Example:
         >>> import torch
         >>> def network(x):
         ...     x = yield 'first', 2 * x
         ...     return x + 1
-        >>> run_alone(network(torch.ones(1)))
-        tensor([3.])
+        >>> run_in_step(dict(alone=network(torch.ones(1))))
+        {'alone': tensor([3.])}
     """
-    feature = None
+    features: dict[str, Any] = dict.fromkeys(networks)  # a generator starts on None
     while True:
-        try:
-            _, feature = steps.send(feature)  # type: ignore[arg-type]  # a generator starts on None
-        except StopIteration as finished:
-            return finished.value
+        sites: dict[str, str | None] = {}
+        arrived: dict[str, Tensor] = {}
+        results: dict[str, Any] = {}
+        for name, steps in networks.items():
+            try:
+                sites[name], arrived[name] = steps.send(features[name])
+            except StopIteration as finished:
+                sites[name], results[name] = None, finished.value
+        first = sites[next(iter(networks))]
+        if any(site != first for site in sites.values()):
+            stands = ', '.join(
+                f'{name} ' + ('at its end' if site is None else f'at {site!r}')
+                for name, site in sites.items()
+            )
+            raise RuntimeError(
+                f'the networks are out of step: {stands}; let all of them yield the same sites in '
+                'the same order.'
+            )
+        if first is None:
+            return results
+        features = exchange(first, arrived) if exchange else {**arrived}
 
 
 class Cooperation(BaseModule):
@@ -56,6 +81,8 @@ class Cooperation(BaseModule):
 
     Raises:
         ValueError: Unknown site, or networks whose sites differ.
+        RuntimeError: From :meth:`forward`, if the networks are out of step or do not keep to
+            ``site_channels``.
     """
 
     def __init__(
@@ -69,15 +96,16 @@ class Cooperation(BaseModule):
         super().__init__(init_cfg)
         names = list(site_channels)
         layers = {
-            name: {site: len(channels) for site, channels in sites.items()}
+            name: [(site, len(channels)) for site, channels in sites.items()]
             for name, sites in site_channels.items()
         }
         if any(layers[name] != layers[names[0]] for name in names):
             raise ValueError(
-                'networks that cooperate need the same number of layers at each site, got '
-                f'{layers}; give them the same number of dilations and convolutions.'
+                'networks that cooperate need the same number of layers at each site, in the same '
+                f'order, got {layers}; give them the same number of dilations and convolutions.'
             )
-        sites = list(layers[names[0]])
+        self.layers = dict(layers[names[0]])
+        sites = list(self.layers)
         connections = sites if connections is None else list(connections)
         for site in connections:
             if site not in sites:
@@ -92,7 +120,7 @@ class Cooperation(BaseModule):
                         channels={name: site_channels[name][site][layer] for name in names},
                         **(paths or {}),
                     )
-                    for layer in range(layers[names[0]][site])
+                    for layer in range(self.layers[site])
                 )
 
     def forward(self, networks: Mapping[str, Steps]) -> dict[str, Any]:
@@ -104,20 +132,22 @@ class Cooperation(BaseModule):
         Returns:
             What each network returns, by name.
         """
-        layer: Counter[str] = Counter()
-        features: dict[str, Tensor | None] = dict.fromkeys(networks)
-        while True:
-            arrived: dict[str, Tensor] = {}
-            results: dict[str, Any] = {}
-            site = ''
-            for name, steps in networks.items():
-                try:
-                    site, arrived[name] = steps.send(features[name])  # type: ignore[arg-type]
-                except StopIteration as finished:
-                    results[name] = finished.value
-            if results:
-                return results
-            if site in self.paths:
-                arrived = self.paths[site][layer[site]](arrived)
-            layer[site] += 1
-            features = {**arrived}
+        reached: Counter[str] = Counter()
+
+        def exchange(site: str, features: dict[str, Tensor]) -> dict[str, Tensor]:
+            layer = reached[site]
+            if layer == self.layers.get(site, 0):
+                raise RuntimeError(
+                    f'the networks arrive at the site {site!r} for the {layer + 1}. time, but '
+                    f'site_channels has {layer} layers there; let it state what the networks yield.'
+                )
+            reached[site] += 1
+            return self.paths[site][layer](features) if site in self.paths else features
+
+        results = run_in_step(networks, exchange)
+        if reached != self.layers:
+            raise RuntimeError(
+                f'the networks arrive at the sites {dict(reached)} (times), but site_channels has '
+                f'{self.layers}; let it state what the networks yield.'
+            )
+        return results

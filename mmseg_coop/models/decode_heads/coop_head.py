@@ -12,7 +12,7 @@ from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
 from .._checks import check_fraction, check_positive
-from ..cooperation import Cooperation, Steps, run_alone
+from ..cooperation import Cooperation, Steps, run_in_step
 
 #: The name of the sum of all networks' outputs; no network may be called so.
 ENSEMBLE = 'ensemble'
@@ -101,7 +101,7 @@ class SteppedDecodeHead(BaseDecodeHead):
             The logits, ``(N, num_classes, H, W)``.
         """
         self.check_inputs(inputs)
-        return run_alone(self.steps(inputs))
+        return run_in_step(dict(head=self.steps(inputs)))['head']
 
     def check_inputs(self, inputs: Sequence[Tensor], network: str = '') -> None:
         """Compare the feature pyramid with what the head was built for.

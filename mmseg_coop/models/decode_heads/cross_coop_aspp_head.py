@@ -104,7 +104,7 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
     def site_channels(self) -> dict[str, tuple[int, ...]]:
         """Channels at every site; see the base class."""
         return dict(
-            backbone=(self.in_channels,),
+            input=(self.in_channels,),
             aspp=(self.channels,) * (len(self.aspp) + 1),
             aspp_output=(self.channels,),
             low_level=(self.low_level.out_channels,),
@@ -126,13 +126,13 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
             inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
 
         Yields:
-            ``(site, feature)`` at ``backbone`` (Connection 1), ``aspp`` (every branch),
-            ``aspp_output`` (Connection 2), ``low_level``, ``decoder`` (every convolution).
+            ``(site, feature)`` at ``input`` (the head's input, Connection 1), ``aspp`` (every
+            branch), ``aspp_output`` (Connection 2), ``low_level``, ``decoder`` (every convolution).
 
         Returns:
             The logits, ``(N, num_classes, H, W)`` at the stride of the low-level feature.
         """
-        x = yield 'backbone', inputs[self.in_index]
+        x = yield 'input', inputs[self.in_index]
 
         branches = []
         for branch in self.aspp:
@@ -185,7 +185,7 @@ class CrossCoopASPPHead(BaseCoopHead):
     conventional                   ``topology='one_way'``
     w/o all path, ensemble         ``topology='none'``
     without Connection 1           ``connections=['aspp', 'aspp_output', 'low_level', 'decoder']``
-    without Connection 2           ``connections=['backbone', 'aspp', 'low_level', 'decoder']``
+    without Connection 2           ``connections=['input', 'aspp', 'low_level', 'decoder']``
     single network                 one entry in ``networks``
     =============================  ==============================================================
 

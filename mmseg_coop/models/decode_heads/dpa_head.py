@@ -62,7 +62,7 @@ class DPAHead(SteppedDecodeHead):
     outputs" (section 4.1.2) each branch has a classifier of its own as well, which runs in training
     mode only.
 
-    Networks cooperate at the sites ``backbone`` (the head's input), ``attention_input`` (after the
+    Networks cooperate at the sites ``input`` (the head's input), ``attention_input`` (after the
     first convolution), ``attention`` and ``attention_output`` (after the second convolution), the
     last three once a branch, the spatial branch first.
 
@@ -164,7 +164,7 @@ class DPAHead(SteppedDecodeHead):
     def site_channels(self) -> dict[str, tuple[int, ...]]:
         """Channels at every site; see the base class."""
         return dict(
-            backbone=(self.in_channels,),
+            input=(self.in_channels,),
             **(dict(attention_input=(self.channels,) * 2) if self.spa.conv_in is not None else {}),
             attention=(self.spa.attention.in_channels, self.cpa.attention.in_channels),
             attention_output=(self.channels,) * 2,
@@ -177,14 +177,14 @@ class DPAHead(SteppedDecodeHead):
             inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
 
         Yields:
-            ``(site, feature)`` at ``backbone``, then for each branch at ``attention_input``,
+            ``(site, feature)`` at ``input``, then for each branch at ``attention_input``,
             ``attention`` and ``attention_output``.
 
         Returns:
             The fused logits, ``(N, num_classes, H, W)``. In training mode, if branches have
             classifiers, the logits of all outputs by name, ``fused`` first.
         """
-        x = yield 'backbone', inputs[self.in_index]
+        x = yield 'input', inputs[self.in_index]
 
         features: dict[str, Tensor] = {}
         for name, branch in (('spa', self.spa), ('cpa', self.cpa)):

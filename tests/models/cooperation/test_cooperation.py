@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmseg_coop.models import Cooperation
-from mmseg_coop.models.cooperation import run_alone
+from mmseg_coop.models.cooperation import run_in_step
 
 
 def network(x, order):
@@ -51,7 +51,7 @@ def test_topology_reaches_every_site():
 
 
 def test_alone_a_network_goes_on_with_its_own_maps():
-    assert run_alone(network(torch.zeros(1), [])).item() == 3
+    assert run_in_step(dict(one=network(torch.zeros(1), [])))['one'].item() == 3
 
 
 def test_unknown_site_is_named():
@@ -62,3 +62,36 @@ def test_unknown_site_is_named():
 def test_networks_of_different_depth_are_refused():
     with pytest.raises(ValueError, match='same number of layers'):
         Cooperation(site_channels=dict(top=CHANNELS, bottom=dict(a=(1,), b=(1,))))
+
+
+def test_networks_with_their_sites_in_another_order_are_refused():
+    with pytest.raises(ValueError, match='same order'):
+        Cooperation(site_channels=dict(top=CHANNELS, bottom=dict(reversed(CHANNELS.items()))))
+
+
+def walk(*sites):
+    """A network that yields at these sites, whatever it has declared."""
+    x = torch.zeros(1, 1, 1, 1)
+    for site in sites:
+        x = yield site, x
+    return x
+
+
+@pytest.mark.parametrize(
+    ('top', 'bottom', 'message'),
+    [
+        ('aab', 'aba', "top at 'a', bottom at 'b'"),
+        ('aab', 'aa', "top at 'b', bottom at its end"),
+        ('aa', 'aab', "top at its end, bottom at 'b'"),
+        ('aaab', 'aaab', "'a' for the 3. time, but site_channels has 2 layers"),
+        ('aabc', 'aabc', "'c' for the 1. time, but site_channels has 0 layers"),
+        ('ab', 'ab', r"\{'a': 1, 'b': 1\} \(times\), but site_channels has \{'a': 2, 'b': 1\}"),
+    ],
+)
+@pytest.mark.parametrize('connections', [None, []])
+def test_networks_out_of_step_are_refused(top, bottom, message, connections):
+    cooperation = Cooperation(
+        site_channels=dict(top=CHANNELS, bottom=CHANNELS), connections=connections
+    )
+    with pytest.raises(RuntimeError, match=message):
+        cooperation(dict(top=walk(*top), bottom=walk(*bottom)))

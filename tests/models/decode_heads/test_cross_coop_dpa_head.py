@@ -48,7 +48,7 @@ def test_without_paths_each_network_is_the_single_network_bit_for_bit(dpa_model_
         assert torch.equal(logits[name], head(pyramids[name]))
 
 
-@pytest.mark.parametrize('site', ['backbone', 'attention_input', 'attention', 'attention_output'])
+@pytest.mark.parametrize('site', ['input', 'attention_input', 'attention', 'attention_output'])
 def test_every_site_is_a_real_connection(dpa_model_cfg, site):
     model = MODELS.build(dpa_model_cfg(connections=[site])).eval()
     none = MODELS.build(dpa_model_cfg(topology='none')).eval()

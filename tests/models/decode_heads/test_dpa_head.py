@@ -12,7 +12,7 @@ from mmengine.utils import digit_version
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from mmseg_coop.models.cooperation import Cooperation, run_alone
+from mmseg_coop.models.cooperation import Cooperation, run_in_step
 from mmseg_coop.models.decode_heads.dpa_head import DPAHead
 
 FEW = dict(key_sizes=(3, 4), value_sizes=(5,))
@@ -198,7 +198,7 @@ def test_steps_offer_the_declared_sites(options):
         offered.setdefault(site, []).append(sent.shape[1])
     assert {site: tuple(channels) for site, channels in offered.items()} == head.site_channels
     torch.testing.assert_close(logits, head(x))
-    torch.testing.assert_close(run_alone(head.steps(x)), logits)
+    torch.testing.assert_close(run_in_step(dict(head=head.steps(x)))['head'], logits)
 
 
 @pytest.mark.parametrize('index', range(7))

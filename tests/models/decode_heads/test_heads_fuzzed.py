@@ -13,8 +13,8 @@ given = pytest.importorskip('hypothesis').given
 NAMES = ('top', 'bottom', 'left', 'right')
 FUSIONS = ('SumFusion', 'ConcatFusion', 'GatedFusion')
 SITES = {
-    CrossCoopASPPHead: ('backbone', 'aspp', 'aspp_output', 'low_level', 'decoder'),
-    CrossCoopDPAHead: ('backbone', 'attention_input', 'attention', 'attention_output'),
+    CrossCoopASPPHead: ('input', 'aspp', 'aspp_output', 'low_level', 'decoder'),
+    CrossCoopDPAHead: ('input', 'attention_input', 'attention', 'attention_output'),
 }
 NO_BATCH_STATISTICS = dict(type='GN', num_groups=1)
 

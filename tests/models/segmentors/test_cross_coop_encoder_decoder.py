@@ -93,7 +93,7 @@ def test_one_way_leaves_the_top_network_untouched(coop_model_cfg):
     assert not torch.allclose(with_path['bottom'], without_path['bottom'])
 
 
-@pytest.mark.parametrize('site', ['backbone', 'aspp', 'aspp_output', 'low_level', 'decoder'])
+@pytest.mark.parametrize('site', ['input', 'aspp', 'aspp_output', 'low_level', 'decoder'])
 def test_every_site_is_a_real_connection(coop_model_cfg, site):
     model = MODELS.build(coop_model_cfg(connections=[site])).eval()
     none = MODELS.build(coop_model_cfg(topology='none')).eval()

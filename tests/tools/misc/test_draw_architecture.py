@@ -26,8 +26,8 @@ DPANET = CONFIGS / 'dpanet/dpanet_r101-d8_1xb8-112k_cityscapes-768x768.py'
 RESNEST = CONFIGS / 'dpanet/dpanet_s101-d8_1xb16-119k_voc12aug-480x480.py'
 #: The pictures of the documentation, and the configs that they show.
 PICTURES = {'cross_cooperative_learning': PAIR, 'dpanet': DPANET}
-SITES = ('backbone', 'aspp', 'aspp_output', 'low_level', 'decoder')
-LAYERS = dict(backbone=1, aspp=5, aspp_output=1, low_level=1, decoder=2)
+SITES = ('input', 'aspp', 'aspp_output', 'low_level', 'decoder')
+LAYERS = dict(input=1, aspp=5, aspp_output=1, low_level=1, decoder=2)
 
 
 @pytest.fixture(scope='module')
@@ -121,7 +121,7 @@ def test_another_pair_is_another_picture(drawn):
     assert words.count('low level: 24 channels, stride 4') == 2
 
 
-@pytest.mark.parametrize('left_out', [(), ('backbone',), ('backbone', 'aspp_output')])
+@pytest.mark.parametrize('left_out', [(), ('input',), ('input', 'aspp_output')])
 def test_paths_are_drawn_where_networks_exchange(draw, tool, left_out):
     used = [site for site in SITES if site not in left_out]
     figure = draw(MINI, connections=used)
@@ -170,7 +170,7 @@ def test_dpanet_is_drawn_as_it_is_built(drawn):
     assert {'ResNetV1c-101', 'stride 8', '1, 4, 8, 10, 12', '1, 5, 7, 9, 13', 'over 325'} < set(
         words
     )
-    assert {'backbone', 'attention_input', 'attention', 'attention_output'} < set(words)
+    assert {'input', 'attention_input', 'attention', 'attention_output'} < set(words)
     assert {'query Q = X', 'max D - D', 'concat 1024', '512x512'} < set(words)
     assert {'spa.loss_ce', 'cpa.loss_ce', 'fused.loss_ce'} < set(words)
     assert words.count('1x1 to 19') == 2
