@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:
@@ -27,6 +27,11 @@ def without_autocast(device_type: str) -> AbstractContextManager[None]:
 def at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32, or as it is where it is already that precise."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Convolve in the precision of the weights, but return what is precise enough for a product."""
+    return at_least_float32(conv(x.to(conv.weight.dtype)))
 
 
 def check_channels(module: str, x: Tensor, in_channels: int) -> None:

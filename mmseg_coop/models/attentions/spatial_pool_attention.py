@@ -9,7 +9,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_positive
-from ._common import at_least_float32, check_channels, without_autocast
+from ._common import at_least_float32, check_channels, convolve, without_autocast
 from .pool_unit import PoolUnit, check_sizes
 
 
@@ -136,20 +136,15 @@ class SpatialPoolAttention(nn.Module):
         """Queries ``(N, C_q, H, W)``, keys ``(N, C_q, T)`` and values ``(N, C, T)``."""
         if self.query is None or self.key is None or self.value is None:
             return x, *self._pool(x)
-        query = _convolve(self.query, x)
+        query = convolve(self.query, x)
         if self.pool_keys.pooling == 'max':
-            keys = self.pool_keys(_convolve(self.key, x))
-            return query, keys, self.pool_values(_convolve(self.value, x))
+            keys = self.pool_keys(convolve(self.key, x))
+            return query, keys, self.pool_values(convolve(self.value, x))
         keys, values = self._pool(x)
-        keys = _convolve(self.key, keys.unsqueeze(3)).squeeze(3)
-        return query, keys, _convolve(self.value, values.unsqueeze(3)).squeeze(3)
+        keys = convolve(self.key, keys.unsqueeze(3)).squeeze(3)
+        return query, keys, convolve(self.value, values.unsqueeze(3)).squeeze(3)
 
     def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         keys = self.pool_keys(x)
         same = self.pool_values.sizes == self.pool_keys.sizes
         return keys, keys if same else self.pool_values(x)
-
-
-def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Convolve in the precision of the weights, but return what is precise enough for a product."""
-    return at_least_float32(conv(x.to(conv.weight.dtype)))

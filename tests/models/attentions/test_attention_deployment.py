@@ -25,6 +25,7 @@ MODULES = dict(
     spa_max=lambda c: SpatialPoolAttention(in_channels=c, qkv='conv', pooling='max', **FEW),
     cpa=lambda c: ChannelPoolAttention(in_channels=c),
     cpa_square=lambda c: ChannelPoolAttention(in_channels=c, similarity='square'),
+    cpa_conv=lambda c: ChannelPoolAttention(in_channels=c, maximum='column', qkv='conv'),
 )
 ATTENTIONS = [name for name in MODULES if not name.startswith('pool')]
 HAS_DYNAMO_EXPORTER = 'dynamo' in inspect.signature(torch.onnx.export).parameters

@@ -11,6 +11,37 @@ from mmseg_coop.models.attentions import ChannelPoolAttention
 
 MAPS = [(6, 5), (2, 1), (1, 1)]
 SIMILARITIES = ['subtract', 'square']
+OPTIONS = [
+    dict(similarity='subtract'),
+    dict(similarity='square'),
+    dict(maximum='column'),
+    dict(maximum='column', similarity='square'),
+    dict(qkv='conv'),
+    dict(qkv='conv', maximum='column', similarity='square'),
+]
+
+
+def attention(**options):
+    """An attention of five channels whose scale is not 0, and whose convolutions have biases."""
+    module = ChannelPoolAttention(in_channels=5, **options)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.constant_(module.scale, 0.7)
+    return module
+
+
+def project(conv, x):
+    """A 1x1 convolution of a map, channel by channel, as lists of pixels."""
+    if conv is None:
+        return x.tolist()
+    weights, biases = conv.weight[:, :, 0, 0].tolist(), conv.bias.tolist()
+    return [
+        [
+            bias + sum(w * value for w, value in zip(row, pixel, strict=True))
+            for pixel in x.T.tolist()
+        ]
+        for row, bias in zip(weights, biases, strict=True)
+    ]
 
 
 def literal(module, x):
@@ -18,15 +49,18 @@ def literal(module, x):
     scale = module.scale.item()
     out = x.double().clone()
     for image in range(len(x)):
-        v = x[image].double().flatten(1)
-        channels, pixels = v.shape
-        values = v.tolist()
+        x_image = x[image].double().flatten(1)
+        channels, pixels = x_image.shape
+        q, k = project(module.query, x_image), project(module.key, x_image)
+        v = torch.tensor(project(module.value, x_image), dtype=torch.float64)
         d = [
-            [sum(values[j][p] * values[i][p] for p in range(pixels)) for i in range(channels)]
+            [sum(q[j][p] * k[i][p] for p in range(pixels)) for i in range(channels)]
             for j in range(channels)
         ]
+        columns = [max(d[j][i] for j in range(channels)) for i in range(channels)]  # 1 x 1 x C
         for j in range(channels):
-            c = [max(d[j]) - d[j][i] for i in range(channels)]
+            largest = columns if module.maximum == 'column' else [max(d[j])] * channels
+            c = [largest[i] - d[j][i] for i in range(channels)]
             if module.similarity == 'square':
                 c = [entry**2 for entry in c]
             total = sum(math.exp(entry) for entry in c)
@@ -36,10 +70,9 @@ def literal(module, x):
 
 
 @pytest.mark.parametrize('size', MAPS)
-@pytest.mark.parametrize('similarity', SIMILARITIES)
-def test_equals_the_equations(size, similarity):
-    module = ChannelPoolAttention(in_channels=5, similarity=similarity)
-    torch.nn.init.constant_(module.scale, 0.7)
+@pytest.mark.parametrize('options', OPTIONS)
+def test_equals_the_equations(size, options):
+    module = attention(**options)
     x = 0.5 * torch.randn(2, 5, *size)
     expected = literal(module, x)
     torch.testing.assert_close(module(x), expected.float(), rtol=1e-5, atol=1e-5)
@@ -68,21 +101,35 @@ def test_subtract_is_danets_channel_attention(size):
             )
 
 
-@pytest.mark.parametrize('similarity', SIMILARITIES)
-def test_gradient(similarity):
-    module = ChannelPoolAttention(in_channels=3, similarity=similarity).double()
-    x = 0.5 * torch.randn(2, 3, 2, 4, dtype=torch.float64)
+@pytest.mark.parametrize('options', OPTIONS)
+def test_gradient(options):
+    module = attention(**options).double()
+    x = 0.5 * torch.randn(2, 5, 2, 4, dtype=torch.float64)
+    names = [name for name, _ in module.named_parameters()]
 
-    def run(x, scale):
-        return torch.func.functional_call(module, dict(scale=scale), x)
+    def run(x, *parameters):
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), x)
 
-    scale = torch.tensor([0.7], dtype=torch.float64)
-    assert torch.autograd.gradcheck(run, (x.requires_grad_(), scale.requires_grad_()))
+    assert torch.autograd.gradcheck(run, (x.requires_grad_(), *module.parameters()))
 
 
-@pytest.mark.parametrize('similarity', SIMILARITIES)
-def test_at_the_start_it_is_the_identity(similarity):
-    module = ChannelPoolAttention(in_channels=4, similarity=similarity)
+def test_the_maximum_of_the_column_is_another_attention():
+    """Not of the row: softmax takes off what a row shares, so only the column's own maximum stays.
+
+    The energies of channels of 1 and 2 are [[1, 2], [2, 4]].
+    """
+    x = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
+    for maximum, distances in (('row', [[1, 0], [2, 0]]), ('column', [[1, 2], [0, 0]])):
+        module = ChannelPoolAttention(in_channels=2, maximum=maximum)
+        torch.nn.init.constant_(module.scale, 1)
+        weights = torch.tensor(distances).float().softmax(dim=1)
+        expected = x + torch.einsum('ji,nihw->njhw', weights, x)
+        torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_at_the_start_it_is_the_identity(options):
+    module = ChannelPoolAttention(in_channels=4, **options)
     for dtype in (torch.float32, torch.bfloat16):
         x = 300 * torch.randn(2, 4, 9, 7, dtype=dtype)
         assert torch.equal(module.to(dtype)(x), x)
@@ -95,11 +142,17 @@ def test_adds_one_parameter(similarity):
     assert list(module.state_dict()) == ['scale']
 
 
-@pytest.mark.parametrize('similarity', SIMILARITIES)
-def test_memory_layout_does_not_matter(similarity):
-    module = ChannelPoolAttention(in_channels=4, similarity=similarity)
-    torch.nn.init.constant_(module.scale, 0.7)
-    x = 0.5 * torch.randn(2, 4, 6, 7)
+def test_convolutions_have_the_full_width():
+    module = ChannelPoolAttention(in_channels=64, qkv='conv')
+    for conv in (module.query, module.key, module.value):
+        assert conv.weight.shape == (64, 64, 1, 1)
+    assert sum(p.numel() for p in module.parameters()) == 3 * (64**2 + 64) + 1
+
+
+@pytest.mark.parametrize('options', OPTIONS)
+def test_memory_layout_does_not_matter(options):
+    module = attention(**options).double()
+    x = 0.5 * torch.randn(2, 5, 6, 7, dtype=torch.float64)
     expected = module(x)
     torch.testing.assert_close(module(x.to(memory_format=torch.channels_last)), expected)
     torch.testing.assert_close(module(torch.stack([x, x], dim=4)[..., 0]), expected)
@@ -115,5 +168,9 @@ def test_bad_arguments_are_refused():
         ChannelPoolAttention(in_channels=-1)
     with pytest.raises(ValueError, match=r"similarity='cosine' .*'subtract', 'square'"):
         ChannelPoolAttention(in_channels=4, similarity='cosine')
+    with pytest.raises(ValueError, match=r"maximum='all' .*'row', 'column'"):
+        ChannelPoolAttention(in_channels=4, maximum='all')
+    with pytest.raises(ValueError, match=r"qkv='linear' .*'identity', 'conv'"):
+        ChannelPoolAttention(in_channels=4, qkv='linear')
     with pytest.raises(ValueError, match='in_channels=8 but got a map with 6 channels'):
         ChannelPoolAttention(in_channels=8)(torch.rand(1, 6, 5, 5))

@@ -18,6 +18,7 @@ OPTIONS = [
     dict(pooling='max'),
     dict(qkv='conv'),
     dict(qkv='conv', query_channels=3, scaled=True),
+    dict(qkv='conv', query_channels=4),  # full width, as "{Q, K, V} in C x H x W" says
     dict(qkv='conv', pooling='max'),
 ]
 
