@@ -429,17 +429,20 @@ def draw_channel(picture: Picture, attention: Any, main: float) -> None:
     """Draw channel pool attention, from x 346 to 846 around the height ``main``."""
     channels = attention.in_channels
     distance = 'max D - D' if attention.similarity == 'subtract' else '(max D - D)²'
+    made = attention.query is not None
+    product = ['D = Q Kᵀ', '1x1 of X'] if made else ['D = X Xᵀ']
     picture.line((346, main), (400, main))
-    picture.box(
-        (400, main - 40, 500, main + 40), 'D = X Xᵀ', f'{channels}x{channels}', kind='second'
-    )
+    picture.box((400, main - 40, 500, main + 40), *product, f'{channels}x{channels}', kind='second')
     picture.line((500, main), (516, main))
-    picture.box((516, main - 40, 612, main + 40), distance, 'by row', kind='second')
+    picture.box(
+        (516, main - 40, 612, main + 40), distance, f'by {attention.maximum}', kind='second'
+    )
     picture.line((612, main), (628, main))
     picture.box((628, main - 40, 698, main + 40), 'softmax', 'by row', kind='second')
     picture.line((698, main), (714, main))
     picture.line((380, main), (380, main + 66), (766, main + 66), (766, main + 40))
-    picture.box((714, main - 40, 818, main + 40), 'μ C X + X', 'μ from 0', kind='second')
+    words = ['μ C V + X', 'V = 1x1 of X'] if made else ['μ C X + X']
+    picture.box((714, main - 40, 818, main + 40), *words, 'μ from 0', kind='second')
     picture.line((818, main), (846, main))
 
 
@@ -482,12 +485,16 @@ def draw_dpanet(cfg: Any, model: Any, image: torch.Tensor) -> Figure:
             words = [*say_conv(branch.conv_in), f'to {width}']
             picture.box((248, main - 32, 346, main + 32), *words, kind=kind)
         draw(picture, branch.attention, main)
-        words = [*say_conv(branch.conv_out), f'to {head.channels}']
-        picture.box((846, main - 32, 956, main + 32), *words, kind=kind)
-        picture.line((956, main), (1014, main))
+        if branch.conv_out is None:
+            picture.line((846, main), (1014, main))
+        else:
+            words = [*say_conv(branch.conv_out), f'to {head.channels}']
+            picture.box((846, main - 32, 956, main + 32), *words, kind=kind)
+            picture.line((956, main), (1014, main))
         if branch.conv_seg is not None:
             y = MIDDLE + outer * 254
-            picture.line((901, main + outer * 32), (901, y - outer * 24))
+            start = main if branch.conv_out is None else main + outer * 32
+            picture.line((901, start), (901, y - outer * 24))
             words = [*say_conv(branch.conv_seg), classes, 'in training']
             picture.box((846, y - 24, 956, y + 24), ' '.join(words[:2]), words[2], kind=kind)
             picture.line((956, y), (1014, y))

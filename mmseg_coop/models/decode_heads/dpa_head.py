@@ -22,13 +22,13 @@ OUTPUTS = ('fused', 'spa', 'cpa')
 
 
 class AttentionBranch(BaseModule):
-    """An attention between two 3x3 convolutions, and a classifier for the branch alone.
+    """An attention with up to two 3x3 convolutions, and a classifier for the branch alone.
 
     Args:
         in_channels: Channels of the backbone's output.
         channels: Channels of the branch's output.
         attention: The attention, of ``in_channels`` or, if a convolution comes first, ``channels``.
-        convolve_first: Whether a convolution comes before the attention.
+        convolutions: As in :class:`DPAHead`.
         num_outputs: Channels of the branch's classifier, 0 for none.
         **kwargs: ``conv_cfg``, ``norm_cfg`` and ``act_cfg`` of the convolutions.
     """
@@ -39,17 +39,18 @@ class AttentionBranch(BaseModule):
         in_channels: int,
         channels: int,
         attention: SpatialPoolAttention | ChannelPoolAttention,
-        convolve_first: bool,
+        convolutions: str,
         num_outputs: int,
         **kwargs: Any,
     ) -> None:
         classifier = dict(type='Normal', std=0.01, override=dict(name='conv_seg'))
         super().__init__(classifier if num_outputs else None)
-        self.conv_in = None
-        if convolve_first:
+        self.conv_in = self.conv_out = None
+        if convolutions == 'both':
             self.conv_in = ConvModule(in_channels, channels, 3, padding=1, **kwargs)
         self.attention = attention
-        self.conv_out = ConvModule(attention.in_channels, channels, 3, padding=1, **kwargs)
+        if convolutions != 'none':
+            self.conv_out = ConvModule(attention.in_channels, channels, 3, padding=1, **kwargs)
         self.conv_seg = nn.Conv2d(channels, num_outputs, 1) if num_outputs else None
 
 
@@ -58,20 +59,24 @@ class DPAHead(SteppedDecodeHead):
     """Decode head of `DPANet <https://arxiv.org/abs/2210.05437>`_ (figure 2).
 
     Two branches, a :class:`SpatialPoolAttention` and a :class:`ChannelPoolAttention`, each between
-    two 3x3 convolutions as in DANet, are joined and classified. For the "multi-loss on the final
-    outputs" (section 4.1.2) each branch has a classifier of its own as well, which runs in training
-    mode only.
+    two 3x3 convolutions as in DANet, are joined and classified. The convolutions have 23.6 M
+    parameters behind 2048 channels; ``convolutions='none'`` leaves them out. For the "multi-loss on
+    the final outputs" (section 4.1.2) each branch has a classifier of its own as well, which runs
+    in training mode only.
 
     Networks cooperate at the sites ``input`` (the head's input), ``attention_input`` (after the
     first convolution), ``attention`` and ``attention_output`` (after the second convolution), the
-    last three once a branch, the spatial branch first.
+    last three once a branch, the spatial branch first. Without a convolution its site is missing.
 
     Args:
         in_channels: Channels of the backbone's output.
         channels: Channels of each branch. Defaults to 512.
-        attention_width: ``'reduced'``: a first convolution reduces ``in_channels`` to ``channels``.
-            ``'backbone'``: there is none, and the attentions work on the backbone's output itself,
-            at the width of table 1. Defaults to ``'reduced'``.
+        convolutions: Those of 3x3 in each branch. ``'both'``: one before the attention, which
+            reduces ``in_channels`` to ``channels``, and one behind it. ``'after'``: the one behind
+            alone, so that the attention works on the backbone's output itself, at the width of
+            table 1. ``'none'``: as section 3.1 reads, where the attentions' outputs themselves are
+            joined; the branches keep ``in_channels``, and ``channels`` has no effect. Defaults to
+            ``'both'``.
         branch_fusion: How the branches are joined: ``'concat'``, as the caption of figure 2 says,
             or ``'sum'``, as in DANet. Defaults to ``'concat'``.
         key_sizes: See :class:`SpatialPoolAttention`. Defaults to (1, 4, 8, 10, 12).
@@ -81,6 +86,8 @@ class DPAHead(SteppedDecodeHead):
         pooling: See :class:`SpatialPoolAttention`. Defaults to ``'avg'``.
         scaled: See :class:`SpatialPoolAttention`. Defaults to False.
         similarity: See :class:`ChannelPoolAttention`. Defaults to ``'subtract'``.
+        maximum: See :class:`ChannelPoolAttention`. Defaults to ``'row'``.
+        channel_qkv: ``qkv`` of :class:`ChannelPoolAttention`. Defaults to ``'identity'``.
         loss_weights: Weights of the losses of the outputs ``fused``, ``spa`` and ``cpa``; what is
             left out weighs 1. A branch of weight 0 has no classifier: ``dict(spa=0, cpa=0)`` leaves
             the fused loss, to go with an auxiliary head such as mmseg's ``FCNHead``. Defaults to
@@ -103,7 +110,7 @@ class DPAHead(SteppedDecodeHead):
         *,
         in_channels: int,
         channels: int = 512,
-        attention_width: str = 'reduced',
+        convolutions: str = 'both',
         branch_fusion: str = 'concat',
         key_sizes: Sequence[int] = (1, 4, 8, 10, 12),
         value_sizes: Sequence[int] = (1, 5, 7, 9, 13),
@@ -112,10 +119,12 @@ class DPAHead(SteppedDecodeHead):
         pooling: str = 'avg',
         scaled: bool = False,
         similarity: str = 'subtract',
+        maximum: str = 'row',
+        channel_qkv: str = 'identity',
         loss_weights: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_choice('attention_width', attention_width, ('reduced', 'backbone'))
+        check_choice('convolutions', convolutions, ('both', 'after', 'none'))
         check_choice('branch_fusion', branch_fusion, ('concat', 'sum'))
         weights = _complete_weights(loss_weights or {})
         if kwargs.get('input_transform') is not None:
@@ -124,11 +133,12 @@ class DPAHead(SteppedDecodeHead):
                 'feature pyramid, but DPAHead takes one; leave it out and choose in_index.'
             )
         kwargs.setdefault('norm_cfg', dict(type='BN'))
+        if convolutions == 'none':
+            channels = in_channels
         super().__init__(in_channels=in_channels, channels=channels, **kwargs)
         self.loss_weights = {output: weight for output, weight in weights.items() if weight}
         self.branch_fusion = branch_fusion
-        convolve_first = attention_width == 'reduced'
-        width = channels if convolve_first else in_channels
+        width = channels if convolutions == 'both' else in_channels
 
         def branch(
             name: str, attention: SpatialPoolAttention | ChannelPoolAttention
@@ -137,7 +147,7 @@ class DPAHead(SteppedDecodeHead):
                 in_channels=in_channels,
                 channels=channels,
                 attention=attention,
-                convolve_first=convolve_first,
+                convolutions=convolutions,
                 num_outputs=self.out_channels if name in self.loss_weights else 0,
                 conv_cfg=self.conv_cfg,
                 norm_cfg=self.norm_cfg,
@@ -156,19 +166,25 @@ class DPAHead(SteppedDecodeHead):
                 scaled=scaled,
             ),
         )
-        self.cpa = branch('cpa', ChannelPoolAttention(in_channels=width, similarity=similarity))
+        self.cpa = branch(
+            'cpa',
+            ChannelPoolAttention(
+                in_channels=width, similarity=similarity, maximum=maximum, qkv=channel_qkv
+            ),
+        )
         if branch_fusion == 'concat':  # BaseDecodeHead's own classifier takes `channels` channels
             self.conv_seg = nn.Conv2d(2 * channels, self.out_channels, 1)
 
     @property
     def site_channels(self) -> dict[str, tuple[int, ...]]:
         """Channels at every site; see the base class."""
-        return dict(
-            input=(self.in_channels,),
-            **(dict(attention_input=(self.channels,) * 2) if self.spa.conv_in is not None else {}),
-            attention=(self.spa.attention.in_channels, self.cpa.attention.in_channels),
-            attention_output=(self.channels,) * 2,
-        )
+        sites: dict[str, tuple[int, ...]] = dict(input=(self.in_channels,))
+        if self.spa.conv_in is not None:
+            sites['attention_input'] = (self.channels,) * 2
+        sites['attention'] = (self.spa.attention.in_channels,) * 2
+        if self.spa.conv_out is not None:
+            sites['attention_output'] = (self.channels,) * 2
+        return sites
 
     def steps(self, inputs: Sequence[Tensor]) -> Steps:
         """Run DPANet, offering its maps after each layer; see the base class.
@@ -192,7 +208,9 @@ class DPAHead(SteppedDecodeHead):
             if branch.conv_in is not None:
                 feature = yield 'attention_input', branch.conv_in(feature)
             feature = yield 'attention', branch.attention(feature)
-            features[name] = yield 'attention_output', branch.conv_out(feature)
+            if branch.conv_out is not None:
+                feature = yield 'attention_output', branch.conv_out(feature)
+            features[name] = feature
 
         if self.branch_fusion == 'concat':
             fused = torch.cat(list(features.values()), dim=1)

@@ -65,3 +65,17 @@ def test_predictions_hold_every_output(dpa_model_cfg):
     sample = model.predict(torch.rand(1, 3, 65, 50))[0]
     assert sample.output_names == ('top', 'bottom', 'ensemble')
     assert sample.pred_sem_seg.shape == (65, 50)
+
+
+def test_without_convolutions_there_are_no_sites_behind_them(dpa_model_cfg):
+    model = MODELS.build(dpa_model_cfg(convolutions='none')).eval()
+    assert set(model.decode_head.cooperation.paths) == {'input', 'attention'}
+    none = MODELS.build(dpa_model_cfg(convolutions='none', topology='none')).eval()
+    none.load_state_dict(model.state_dict(), strict=False)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        connected, separate = model(image), none(image)
+    for name in ('top', 'bottom'):
+        assert not torch.allclose(connected[name], separate[name])
+    with pytest.raises(ValueError, match='attention_output'):
+        MODELS.build(dpa_model_cfg(convolutions='none', connections=['attention_output']))

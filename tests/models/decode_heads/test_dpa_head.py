@@ -19,7 +19,9 @@ FEW = dict(key_sizes=(3, 4), value_sizes=(5,))
 VARIANTS = [
     dict(),
     dict(branch_fusion='sum'),
-    dict(attention_width='backbone'),
+    dict(convolutions='after'),
+    dict(convolutions='none'),
+    dict(convolutions='none', branch_fusion='sum', maximum='column', channel_qkv='conv'),
     dict(qkv='conv', pooling='max', scaled=True, similarity='square'),
     dict(loss_weights=dict(spa=0, cpa=0)),
     dict(dropout_ratio=0, norm_cfg=None),
@@ -65,14 +67,15 @@ def test_trains_every_parameter_and_predicts(options, size):
 
 
 @pytest.mark.parametrize('fusion', ['concat', 'sum'])
-@pytest.mark.parametrize('width', ['reduced', 'backbone'])
-def test_joins_two_branches(fusion, width):
-    head = build_head(branch_fusion=fusion, attention_width=width).eval()
+@pytest.mark.parametrize('convolutions', ['both', 'after', 'none'])
+def test_joins_two_branches(fusion, convolutions):
+    head = build_head(branch_fusion=fusion, convolutions=convolutions).eval()
     x = features()
     outputs = []
     for branch in (head.spa, head.cpa):
-        feature = x[-1] if width == 'backbone' else branch.conv_in(x[-1])
-        outputs.append(branch.conv_out(branch.attention(feature)))
+        feature = branch.conv_in(x[-1]) if convolutions == 'both' else x[-1]
+        feature = branch.attention(feature)
+        outputs.append(feature if convolutions == 'none' else branch.conv_out(feature))
     joined = torch.cat(outputs, dim=1) if fusion == 'concat' else outputs[0] + outputs[1]
     torch.testing.assert_close(head(x), F.conv2d(joined, head.conv_seg.weight, head.conv_seg.bias))
 
@@ -82,19 +85,49 @@ def test_widths():
     assert head.spa.attention.in_channels == head.cpa.attention.in_channels == 8
     assert head.conv_seg.in_channels == 16
     assert build_head(branch_fusion='sum').conv_seg.in_channels == 8
-    own = build_head(attention_width='backbone')
+    own = build_head(convolutions='after')
     assert own.spa.attention.in_channels == own.cpa.attention.in_channels == 12
     assert own.spa.conv_in is own.cpa.conv_in is None
     assert own.spa.conv_out.out_channels == 8
+    bare = build_head(convolutions='none')
+    assert bare.spa.attention.in_channels == bare.cpa.attention.in_channels == bare.channels == 12
+    assert bare.conv_seg.in_channels == 24
+    assert bare.spa.conv_seg.in_channels == bare.cpa.conv_seg.in_channels == 12
     assert inspect.signature(DPAHead).parameters['channels'].default == 512
+
+
+def parameters_beside_classifiers(**options):
+    with torch.device('meta'):
+        head = DPAHead(in_channels=2048, num_classes=19, **options)
+    named = head.named_parameters()
+    return sum(p.numel() for name, p in named if 'conv_seg' not in name)
+
+
+def test_parameters_the_modules_add():
+    """None but lambda and mu where X is fed straight into both attentions (section 3.1)."""
+    assert parameters_beside_classifiers(convolutions='none') == 2
+    first, second = 2 * (2048 * 512 * 9 + 1024), 2 * (512 * 512 * 9 + 1024)
+    assert parameters_beside_classifiers() == first + second + 2 == 23_597_058
+    assert f'{(first + second) / 1e6:.1f} M' == '23.6 M'
+    assert ' 23.6 M\n' in DPAHead.__doc__
+
+
+def test_attentions_get_their_options():
+    head = build_head(
+        qkv='conv', query_channels=8, similarity='square', maximum='column', channel_qkv='conv'
+    )
+    spa, cpa = head.spa.attention, head.cpa.attention
+    assert [conv.out_channels for conv in (spa.query, spa.key, spa.value)] == [8, 8, 8]
+    assert [conv.out_channels for conv in (cpa.query, cpa.key, cpa.value)] == [8, 8, 8]
+    assert (cpa.similarity, cpa.maximum) == ('square', 'column')
 
 
 def test_defaults_are_the_papers():
     head = DPAHead(in_channels=12, channels=8, num_classes=3)
     spa = head.spa.attention
     assert (spa.pool_keys.sizes, spa.pool_values.sizes) == ([1, 4, 8, 10, 12], [1, 5, 7, 9, 13])
-    assert spa.query is None
-    assert head.cpa.attention.similarity == 'subtract'
+    assert spa.query is head.cpa.attention.query is None
+    assert (head.cpa.attention.similarity, head.cpa.attention.maximum) == ('subtract', 'row')
     assert head.branch_fusion == 'concat'
     assert head.loss_weights == dict(fused=1, spa=1, cpa=1)
     for conv in (head.spa.conv_in, head.spa.conv_out, head.cpa.conv_in, head.cpa.conv_out):
@@ -216,7 +249,7 @@ def test_goes_on_with_what_it_is_sent(index):
 
 
 def test_heads_cooperate():
-    heads = dict(top=build_head().eval(), bottom=build_head(attention_width='reduced').eval())
+    heads = dict(top=build_head().eval(), bottom=build_head(convolutions='both').eval())
     cooperation = Cooperation(
         site_channels={name: head.site_channels for name, head in heads.items()},
         connections=['attention_output'],
@@ -331,7 +364,7 @@ def test_exports_with_dynamic_size(dynamo, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(attention_width='full'), r"attention_width='full' .*'reduced', 'backbone'"),
+        (dict(convolutions='all'), r"convolutions='all' .*'both', 'after', 'none'"),
         (dict(branch_fusion='max'), r"branch_fusion='max' .*'concat', 'sum'"),
         (dict(similarity='dot'), r"similarity='dot' is unknown"),
         (dict(qkv='linear'), r"qkv='linear' is unknown"),

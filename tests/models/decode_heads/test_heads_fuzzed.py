@@ -16,6 +16,8 @@ SITES = {
     CrossCoopASPPHead: ('input', 'aspp', 'aspp_output', 'low_level', 'decoder'),
     CrossCoopDPAHead: ('input', 'attention_input', 'attention', 'attention_output'),
 }
+#: Sites that CrossCoopDPAHead lacks without convolutions.
+MISSING = dict(both=(), after=('attention_input',), none=('attention_input', 'attention_output'))
 NO_BATCH_STATISTICS = dict(type='GN', num_groups=1)
 
 
@@ -43,12 +45,22 @@ def shared_of(data, kind):
         )
     else:
         shared.update(
+            convolutions=data.draw(st.sampled_from(['both', 'after', 'none'])),
             branch_fusion=data.draw(st.sampled_from(['concat', 'sum'])),
             qkv=data.draw(st.sampled_from(['identity', 'conv'])),
+            channel_qkv=data.draw(st.sampled_from(['identity', 'conv'])),
+            maximum=data.draw(st.sampled_from(['row', 'column'])),
             key_sizes=(1, 3),
             value_sizes=(1, 3),
         )
     return shared
+
+
+def connections_of(data, kind, shared):
+    """Some of the sites of a head."""
+    missing = MISSING[shared.get('convolutions', 'both')]
+    sites = [site for site in SITES[kind] if site not in missing]
+    return data.draw(st.lists(st.sampled_from(sites), unique=True))
 
 
 def pyramid_of(data, own, batch):
@@ -64,13 +76,14 @@ def any_head(data, *, kinds=tuple(SITES), **fixed):
     """A head of one to four networks, and a batch for it."""
     kind = data.draw(st.sampled_from(kinds))
     networks = {name: network_of(data, kind) for name in NAMES[: data.draw(st.integers(1, 4))]}
+    shared = shared_of(data, kind)
     arguments = dict(
         networks=networks,
         topology=data.draw(st.sampled_from(['none', 'one_way', 'cross'])),
-        connections=data.draw(st.lists(st.sampled_from(SITES[kind]), unique=True)),
+        connections=connections_of(data, kind, shared),
         fusion=dict(type=data.draw(st.sampled_from(FUSIONS))),
         norm_cfg=NO_BATCH_STATISTICS,
-        **shared_of(data, kind),
+        **shared,
     )
     arguments.update(fixed)
     head = kind(**arguments)
@@ -160,12 +173,13 @@ def test_an_exchange_reaches_the_other_network_exactly_where_it_is_connected(dat
     """A change in one network's input arrives at another network if any site is connected."""
     kind = data.draw(st.sampled_from(list(SITES)))
     own = network_of(data, kind)
-    connections = data.draw(st.lists(st.sampled_from(SITES[kind]), unique=True))
+    shared = dict(shared_of(data, kind), channels=8)
+    connections = connections_of(data, kind, shared)
     head = kind(
         networks=dict(top=own, bottom=own),
         connections=connections,
         norm_cfg=NO_BATCH_STATISTICS,
-        **{**shared_of(data, kind), 'channels': 8},
+        **shared,
     ).eval()
     inputs = {name: pyramid_of(data, own, 1) for name in ('top', 'bottom')}
     levels = torch.autograd.grad(head(inputs)['bottom'].sum(), inputs['top'], allow_unused=True)

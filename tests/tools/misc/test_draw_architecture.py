@@ -180,11 +180,12 @@ def test_options_of_dpanet_are_drawn(draw):
     words = labels(
         draw(
             RESNEST,
-            attention_width='backbone',
+            convolutions='after',
             branch_fusion='sum',
             qkv='conv',
             scaled=True,
             similarity='square',
+            maximum='column',
             key_sizes=(3, 4),
             value_sizes=(5,),
             loss_weights=dict(spa=0.4, cpa=0),
@@ -192,10 +193,16 @@ def test_options_of_dpanet_are_drawn(draw):
     )
     assert 'ResNeSt-101' in words
     assert {'query Q = 1x1 of X', '3, 4', '5', 'over 25', 'of KᵀQ, scaled'} < set(words)
-    assert {'(max D - D)²', '2048x2048', 'sum, 512'} < set(words)
+    assert {'(max D - D)²', 'by column', '2048x2048', 'sum, 512'} < set(words)
     assert 'attention_input' not in words
     assert 'cpa.loss_ce' not in words
     assert 'loss = decode.fused.loss_ce + 0.4 x decode.spa.loss_ce' in words
+
+
+def test_literal_readings_of_dpanet_are_drawn(draw):
+    words = labels(draw(DPANET, convolutions='none', channel_qkv='conv'))
+    assert {'D = Q Kᵀ', 'μ C V + X', 'V = 1x1 of X', 'concat 4096'} < set(words)
+    assert not {'attention_input', 'attention_output', '3x3 conv', 'to 512'} & set(words)
 
 
 def test_without_branch_losses_the_loss_is_plain(draw):
