@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import subprocess
@@ -189,6 +190,34 @@ def test_tables_are_up_to_date():
         [sys.executable, tool, '--check'], text=True, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('result', 'cell'),
+    [
+        (dict(Source='paper'), '| 80.5 | paper |'),
+        (dict(Source='derived', Derivation='80 + 0.5'), '| 80.5 | derived: 80 + 0.5 |'),
+        (dict(Source='derived'), None),
+        (dict(Source='paper', Derivation='80 + 0.5'), None),
+        (dict(Source='guess'), None),
+    ],
+)
+def test_a_derived_figure_says_from_what(result, cell, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/misc'))
+    tool = importlib.import_module('make_tables')
+    model = dict(
+        Name='mini',
+        Config=str(MINI.relative_to(ROOT)),
+        Metadata={'Parameters (M)': 1, 'GMAC': 1, 'Input size': '128x128'},
+        Results=[dict(Dataset='VOC', Metrics=dict(mIoU=80.5), **result)],
+    )
+    metafile = tmp_path / 'metafile.yml'
+    metafile.write_text(yaml.safe_dump(dict(Models=[model])))
+    if cell is None:
+        with pytest.raises(ValueError, match='derived'):
+            tool.table([metafile], tmp_path / 'README.md', only_with_results=True)
+    else:
+        assert cell in tool.table([metafile], tmp_path / 'README.md', only_with_results=True)
 
 
 def test_every_config_is_in_a_metafile():

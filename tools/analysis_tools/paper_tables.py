@@ -4,6 +4,7 @@ A run's figures are those of its best validation, by mIoU of the chosen output, 
 iou.jsonl (`RecordIoUHook` of the default runtime writes it); the name of its config decides which
 rows it fills. Several runs of one config, such as seeds, give mean and sample standard deviation.
 Rows, headings and figures per class are in paper_tables.yml, the papers' mIoU in the metafiles.
+`derived` marks a figure that the paper's text leads to but that is printed nowhere in it.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ def parse_args() -> argparse.Namespace:
         '--tables',
         choices=['cross-coop', 'dpanet', 'all'],
         default='all',
-        help='tables 1, 3 and 5 of cross cooperative learning, 2 to 5 of DPANet, or all; '
-        'default: all',
+        help='tables of cross cooperative learning, of DPANet, or all; default: all',
     )
     parser.add_argument('--csv', type=Path, metavar='FILE', help='also write one line a figure')
     parser.add_argument('--png', type=Path, metavar='FILE', help='also draw a bar chart of mIoU')
@@ -92,8 +92,9 @@ class Row:
         cells: What stands in its first columns.
         config: Name of the config that runs it; None for another author's method.
         output: Output whose figure it is; None for the chosen one.
-        printed: The paper's figure for each quantity (mIoU, or name of a class).
+        printed: The paper's figure for each quantity (one of the table's, or name of a class).
         measured: Those of each run.
+        derivation: How the figure is derived from the paper's text; None if the paper prints it.
         note: What to know about the paper's figures.
     """
 
@@ -102,7 +103,14 @@ class Row:
     output: str | None
     printed: dict[str, float]
     measured: dict[str, list[float]]
+    derivation: str | None
     note: str | None
+
+    @property
+    def notes(self) -> list[str]:
+        """What to say below the table."""
+        derived = f'{self.printed["mIoU"]} = {self.derivation}' if self.derivation else None
+        return [note for note in (derived, self.note) if note]
 
 
 @dataclass
@@ -114,20 +122,24 @@ class Table:
         number: Its number there.
         title: What it shows.
         columns: Headings of the rows' cells.
+        quantities: Headings of the figures, where they are not mIoU. Such are not measured here.
         classes: Headings by name of the class.
         per_class: Whether the classes have columns.
         server: Whether a server measures it.
         rows: The rows.
+        note: What to know about the table.
     """
 
     paper: str
     number: int
     title: str
     columns: list[str]
+    quantities: list[str]
     classes: dict[str, str]
     per_class: bool
     server: bool
     rows: list[Row]
+    note: str | None
 
     def label(self, row: Row) -> str:
         """Name of a row in one line."""
@@ -261,15 +273,15 @@ def last_iteration(config: Path) -> int | None:
     return iterations
 
 
-def paper_miou() -> dict[tuple[str, str], dict[str, float]]:
-    """The papers' metrics in the metafiles, by name of the config and data set."""
-    figures = {}
+def paper_results() -> dict[tuple[str, str], dict[str, Any]]:
+    """The papers' results in the metafiles, by name of the config and data set."""
+    results = {}
     for metafile in sorted(ROOT.glob('configs/*/metafile.yml')):
         for model in yaml.safe_load(metafile.read_text())['Models']:
             for result in model.get('Results', []):
-                if result['Source'] == 'paper':
-                    figures[model['Name'], result['Dataset']] = result['Metrics']
-    return figures
+                if result['Source'] in ('paper', 'derived'):
+                    results[model['Name'], result['Dataset']] = result
+    return results
 
 
 def read_data() -> dict[str, Any]:
@@ -281,31 +293,50 @@ def read_data() -> dict[str, Any]:
 def read_tables() -> list[Table]:
     """Read the tables of all papers, without measured figures; further rows included."""
     data = read_data()
-    figures = paper_miou()
+    results = paper_results()
     tables = []
     for paper, content in data['papers'].items():
         for entry in content['tables']:
-            classes = data['classes'][entry['classes']]
+            classes = data['classes'].get(entry.get('classes'), {})
+            quantities = entry.get('quantities', [])
             rows = []
             for row in (*entry['rows'], *entry.get('further', ())):
                 config, output = row.get('config'), row.get('output')
-                known = figures.get((config, entry['dataset']), {})
-                mean = row.get('printed', known.get(f'{output} mIoU' if output else 'mIoU'))
-                printed = {} if mean is None else {'mIoU': mean}
+                printed, derivation = row.get('printed'), row.get('derivation')
+                known = results.get((config, entry.get('dataset')))
+                if printed is None and known and row in entry['rows']:
+                    # `mIoU` alone: the paper does not say of which network it is.
+                    metrics = known['Metrics']
+                    printed = metrics.get(f'{output} mIoU', metrics.get('mIoU'))
+                    derivation = known.get('Derivation')
+                figures = dict(zip(quantities, printed, strict=True)) if quantities else {}
+                if not quantities and printed is not None:
+                    figures['mIoU'] = printed
                 if 'IoU' in row:
-                    printed.update(zip(classes, row['IoU'], strict=True))
-                measured: dict[str, list[float]] = {key: [] for key in ('mIoU', *classes)}
-                rows.append(Row(row['cells'], config, output, printed, measured, row.get('note')))
+                    figures.update(zip(classes, row['IoU'], strict=True))
+                rows.append(
+                    Row(
+                        cells=row['cells'],
+                        config=config,
+                        output=output,
+                        printed=figures,
+                        measured={key: [] for key in ('mIoU', *classes)},
+                        derivation=derivation,
+                        note=row.get('note'),
+                    )
+                )
             tables.append(
                 Table(
                     paper=paper,
                     number=entry['number'],
                     title=entry['title'],
                     columns=entry['columns'],
+                    quantities=quantities,
                     classes=classes,
                     per_class=any('IoU' in row for row in entry['rows']),
                     server=entry.get('server', False),
                     rows=rows,
+                    note=entry.get('note'),
                 )
             )
     return tables
@@ -415,11 +446,16 @@ def measured_text(row: Row) -> str:
 
 def printed_text(row: Row, key: str = 'mIoU') -> str:
     """The paper's figure, `-` where it has none."""
-    return str(row.printed.get(key, '-'))
+    return f'{row.printed.get(key, "-")}{" (derived)" if row.derivation else ""}'
 
 
 def body(table: Table) -> Iterator[list[str]]:
     """Header and rows of a table."""
+    if table.quantities:
+        yield [*table.columns, *(f'{name}, paper' for name in table.quantities)]
+        for row in table.rows:
+            yield [*row.cells, *(printed_text(row, name) for name in table.quantities)]
+        return
     if not table.per_class:
         yield [*table.columns, 'mIoU (%), paper', 'mIoU (%), measured']
         for row in table.rows:
@@ -457,7 +493,10 @@ def markdown(tables: Iterable[Table], titles: dict[str, str]) -> str:
         marks = ['---'] * left + ['---:'] * (len(header) - left)
         lines += [f'## Table {table.number}. {table.title}', '']
         lines += [f'| {" | ".join(cells)} |' for cells in (header, marks, *rows)]
-        lines += ['', *(f'- {table.label(row)}: {row.note}.' for row in table.rows if row.note)]
+        lines.append('')
+        lines += [f'- {table.label(row)}: {note}.' for row in table.rows for note in row.notes]
+        if table.note:
+            lines.append(f'- {table.note}')
         if table.server:
             lines.append('- Only the server measures this table: give its figure with --server.')
         lines += [''] if lines[-1] else []
@@ -467,18 +506,20 @@ def markdown(tables: Iterable[Table], titles: dict[str, str]) -> str:
 def csv_text(tables: Iterable[Table]) -> str:
     """All figures as CSV, one a line; measured is the mean of the runs."""
     file = io.StringIO()
-    names = ('paper', 'table', 'row', 'config', 'output', 'quantity', 'printed')
+    names = ('paper', 'table', 'row', 'config', 'output', 'quantity', 'printed', 'derivation')
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow([*names, 'measured', 'std', 'runs'])
     for table in tables:
         for row in table.rows:
             about = (table.paper, table.number, table.label(row), row.config, row.output)
-            for key in ('mIoU', *(table.classes if table.per_class else ())):
-                values = row.measured[key]
+            keys = table.quantities or ['mIoU', *(table.classes if table.per_class else ())]
+            for key in keys:
+                values = row.measured.get(key, [])
                 mean = round(statistics.mean(values), 4) if values else None
                 deviation = spread(values)
                 std = None if deviation is None else round(deviation, 4)
-                writer.writerow([*about, key, row.printed.get(key), mean, std, len(values)])
+                figure = (key, row.printed.get(key), row.derivation)
+                writer.writerow([*about, *figure, mean, std, len(values)])
     return file.getvalue()
 
 
@@ -487,6 +528,7 @@ def png_bytes(tables: list[Table]) -> bytes:
     from matplotlib.figure import Figure  # needed by few, hence not above
     from matplotlib.patches import Patch
 
+    tables = [table for table in tables if not table.quantities]
     colors = dict(paper='#9a9a9a', measured='#0072b2')
     counts = [len(table.rows) for table in tables]
     height = 0.5 + 0.9 * len(tables) + 0.45 * sum(counts)
@@ -499,7 +541,7 @@ def png_bytes(tables: list[Table]) -> bytes:
             printed, values = row.printed.get('mIoU'), row.measured['mIoU']
             if printed is not None:
                 axis.barh(y - 0.2, printed, 0.38, color=colors['paper'])
-                axis.text(printed, y - 0.2, f' {printed}', va='center', fontsize=8)
+                axis.text(printed, y - 0.2, f' {printed_text(row)}', va='center', fontsize=8)
                 drawn.append(printed)
             if values:
                 mean, deviation = statistics.mean(values), spread(values)

@@ -6,8 +6,9 @@ With --check nothing is written; the exit code is 1 where a table is stale.
 
 A metafile names for every config its parameters and multiply-accumulates at a stated input
 size, as tools/analysis_tools/get_flops.py counts them, and results with their source: `paper` for a
-figure printed in the paper, `converted` for one measured with converted weights, `ours` for one
-measured with a training of this project.
+figure printed in the paper, `derived` for one that the paper's text leads to, as `Derivation` says,
+`converted` for one measured with converted weights, `ours` for one measured with a training of this
+project.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = '<!-- table: begin (tools/misc/make_tables.py) -->', '<!-- table: end -->'
-SOURCES = ('paper', 'converted', 'ours')
+SOURCES = ('paper', 'derived', 'converted', 'ours')
 
 
 def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -> str:
@@ -37,7 +38,8 @@ def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -
         Markdown, a row a config.
 
     Raises:
-        ValueError: A path does not exist, or a result has an unknown source.
+        ValueError: A path does not exist, a result has an unknown source, or is derived without
+            saying from what.
     """
     lines = [
         '| config | data | parameters (M) | GMAC (input) | mIoU | source |',
@@ -62,7 +64,13 @@ def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -
                     f'{metafile}: source {result["Source"]!r} of {model["Name"]} is none of '
                     f'{", ".join(SOURCES)}.'
                 )
-            sources.append(result['Source'])
+            derivation = result.get('Derivation')
+            if (result['Source'] == 'derived') != (derivation is not None):
+                raise ValueError(
+                    f'{metafile}: a result of {model["Name"]} is {result["Source"]!r} with '
+                    f'Derivation {derivation!r}; what is derived says from what, and nothing else.'
+                )
+            sources.append(f'derived: {derivation}' if derivation else result['Source'])
             data = result['Dataset']
             metrics += [
                 f'{name.removesuffix("mIoU").strip()} {value}'.strip()
