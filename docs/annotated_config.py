@@ -77,7 +77,7 @@ optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),  # pretrained: a tenth
 )
-# The rate falls as (1 - iteration / 88000) ** 0.9; `end` goes with max_iters.
+# The rate falls as (1 - iteration / 87999) ** 0.9, from 0 on; `end` goes with max_iters.
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=88000, by_epoch=False),
 ]
