@@ -11,6 +11,7 @@ import os
 import pkgutil
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import types
 import zlib
 from pathlib import Path
 
+import mmseg
 import mmseg.registry
 import numpy as np
 import pytest
@@ -282,6 +284,82 @@ def test_commands_run(page, project):
             ['bash', '-c', line], env=environment, text=True, capture_output=True, check=False
         )
         assert done.returncode == 0, f'{line}\n{done.stderr}'
+
+
+TINY = dict(
+    type='ResNetV1c',
+    depth=18,
+    stem_channels=8,
+    base_channels=8,
+    strides=(1, 2, 2, 1),
+    dilations=(1, 1, 1, 2),
+    out_indices=(0, 1, 2, 3),
+)
+
+
+def made_small(config, folder):
+    """A config on tiny backbones, drawn images and small windows, and an untrained checkpoint."""
+    cfg = Config.fromfile(config)
+    forget_pretrained(cfg.model)
+    head = cfg.model.decode_head
+    for name in cfg.model.backbone.get('networks', ()):
+        cfg.model.backbone.networks[name] = dict(TINY, out_indices=(0, 3))
+        head.networks[name].update(in_channels=64, low_level_in_channels=8)
+    if 'networks' not in head:
+        cfg.model.update(backbone=TINY, auxiliary_head=None)
+        head.in_channels = 64
+    head.channels = 16
+    cfg.model.test_cfg.mode = 'whole'
+    dataset = cfg.test_dataloader.dataset
+    for step in dataset.pipeline:
+        step.update({key: (64, 64) for key in ('scale', 'crop_size') if key in step})
+    layout = dict(PascalVOCDataset='voc', CityscapesDataset='cityscapes')[dataset.type]
+    out = folder / layout
+    if not out.exists():
+        making = ('--out', out, '--train', '1', '--val', '2', '--size', '64x64')
+        tool('tools/dataset_converters/make_mini_dataset.py', '--layout', layout, *making)
+    dataset.data_root = str(out)
+    path = folder / Path(config).name
+    cfg.dump(path)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), path.with_suffix('.pth'))
+    return [str(path), str(path.with_suffix('.pth'))]
+
+
+def figure_commands():
+    found = []
+    for page in PAGES:
+        for line in '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines():
+            if ' figure' in line:
+                figure = re.search('figure.', line)[0]
+                found.append(pytest.param(line, id=f'{page.parent.name}: {figure}'))
+    return found
+
+
+def test_every_figure_of_segmentations_has_a_command():
+    names = sorted(parameter.id for parameter in figure_commands())
+    assert names == ['cross_coop: figure6', 'cross_coop: figure7', 'dpanet: figure6']
+
+
+@pytest.mark.parametrize('line', figure_commands())
+def test_figures_of_the_papers_are_drawn(line, tmp_path, monkeypatch):
+    """As the page says, but with small models; where it lets choose one, mmseg's DANet."""
+    danet = (
+        Path(mmseg.__file__).parent
+        / '.mim/configs/danet/danet_r50-d8_4xb2-40k_cityscapes-769x769.py'
+    )
+    _, script, *words = shlex.split(line)
+    for index, word in enumerate(words):
+        if word.endswith('.py') or word == 'OTHER_CONFIG':
+            config = danet if word == 'OTHER_CONFIG' else ROOT / word
+            words[index : index + 2] = made_small(config, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    printed = tool(script, *words)
+    (out,) = tmp_path.glob('figure*')
+    assert len(list(out.glob('*.png'))) == 2  # all frames there are
+    compared = ['1:r101', '2:x65'] if 'cross-coop' in line else ['1:prediction', '2:prediction']
+    assert ' | '.join(f'only {name} right (%)' for name in compared) in printed
+    if 'cross-coop' in line:
+        assert line.endswith(' top')  # the network of the method that is shown
 
 
 # What the text mentions

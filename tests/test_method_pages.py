@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import inspect
@@ -15,18 +16,22 @@ import mmcv.cnn
 import pytest
 import torch
 import yaml
-from mmengine.config import Config
-from mmseg.registry import MODELS
+from mmengine.config import Config, DictAction
+from mmengine.optim import build_optim_wrapper
+from mmseg.registry import MODELS, PARAM_SCHEDULERS
 
 import mmseg_coop.models
 from mmseg_coop.models import ChannelPoolAttention, SpatialPoolAttention, decode_heads
 from mmseg_coop.models.decode_heads import coop_head, cross_coop_aspp_head
+from mmseg_coop.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.stem: path for path in sorted((ROOT / 'docs/methods').glob('*.md'))}
 #: How many equations each paper numbers, and its key in paper_tables.yml.
 PAPERS = dict(cross_cooperative_learning=(1, 'cross-coop'), dpanet=(14, 'dpanet'))
 ANNOTATED = ROOT / 'docs/annotated_config.py'
+PAIR = 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
+DPANET = 'configs/dpanet/dpanet_r101-d8_1xb8-112k_cityscapes-768x768.py'
 
 
 def blocks(page):
@@ -204,6 +209,82 @@ def test_named_settings_are_arguments(page):
     ]
     assert len(settings) >= 4
     assert set(settings) <= known | {'avg_non_ignore', 'loss_decode', 'lr_mult', 'type'}
+
+
+def chosen(page, key):
+    """The options of the command line with which the decisions choose another reading."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    spans = re.findall(r'`(--cfg-options [^`]+)`', section(page, '## Decisions'))
+    (options,) = [
+        options
+        for options in (parser.parse_args(span.split()).cfg_options for span in spans)
+        if key in options
+    ]
+    return options
+
+
+@pytest.mark.parametrize(
+    ('config', 'rate'),
+    [(PAIR, 0.007), (PAIR.replace('88k_voc12aug-513x513', '99k_cityscapes-768x768'), 0.035)],
+)
+def test_one_learning_rate_for_everything_is_a_line(config, rate):
+    line = chosen('cross_cooperative_learning', 'optim_wrapper.paramwise_cfg')
+    for options, rates in ((None, [rate / 10, rate]), (line, [rate])):
+        cfg = load_config(str(ROOT / config), cfg_options=options)
+        with torch.device('meta'):
+            model = MODELS.build(cfg.model)
+        groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+        assert sorted({group['lr'] for group in groups}) == pytest.approx(rates)
+        assert {group['weight_decay'] for group in groups} == {1e-4}
+        assert sum(len(group['params']) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ('page', 'config'), [('cross_cooperative_learning', PAIR), ('dpanet', DPANET)]
+)
+def test_the_poly_rate_and_the_line_for_the_other_one(page, config):
+    line = chosen(page, 'param_scheduler.0.end')
+    n = 10
+    for options, end in ((None, n - 1), (line, n)):
+        cfg = load_config(str(ROOT / config), cfg_options=options)
+        (scheduler,) = cfg.param_scheduler
+        scheduler.end += n - cfg.train_cfg.max_iters  # the same of a run of n iterations
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+        poly = PARAM_SCHEDULERS.build(scheduler, default_args=dict(optimizer=optimizer))
+        rates = []
+        for _ in range(n):
+            rates.append(optimizer.param_groups[0]['lr'])
+            optimizer.step()
+            poly.step()
+        assert rates == pytest.approx([(1 - i / end) ** 0.9 for i in range(n)])
+
+
+@pytest.mark.parametrize(
+    ('key', 'convolutions', 'widths', 'maximum', 'parameters'),
+    [
+        (None, 4, [], 'row', 23_597_058),
+        ('convolutions', 0, [], 'row', 2),
+        ('query_channels', 4, [512] * 3, 'row', 23_597_058 + 3 * (512**2 + 512)),
+        ('channel_qkv', 4, [512] * 3, 'row', 23_597_058 + 3 * (512**2 + 512)),
+        ('maximum', 4, [], 'column', 23_597_058),
+    ],
+)
+def test_literal_readings_of_dpanet_are_lines(key, convolutions, widths, maximum, parameters):
+    """Convolutions around the attentions, those for Q, K and V, and all but the classifiers."""
+    options = chosen('dpanet', f'model.decode_head.{key}') if key else None
+    cfg = load_config(str(ROOT / DPANET), cfg_options=options)
+    with torch.device('meta'):
+        head = MODELS.build(cfg.model.decode_head)
+    convs = {n: m for n, m in head.named_modules() if isinstance(m, torch.nn.Conv2d)}
+    assert sum(conv.kernel_size == (3, 3) for conv in convs.values()) == convolutions
+    made = [c.out_channels for n, c in convs.items() if n.endswith(('query', 'key', 'value'))]
+    assert made == widths
+    asked = {name.split('.')[0] for name in convs if 'attention.' in name}
+    assert asked == {'query_channels': {'spa'}, 'channel_qkv': {'cpa'}}.get(key, set())
+    assert head.cpa.attention.maximum == maximum
+    named = head.named_parameters()
+    assert sum(p.numel() for name, p in named if 'conv_seg' not in name) == parameters
 
 
 @pytest.fixture(scope='module')
