@@ -46,7 +46,8 @@ class _Renormalize(nn.Module):
 class CoopBackbone(BaseModule):
     """Runs every network's backbone on the image and returns each one's feature pyramid.
 
-    Any backbone of mmseg, mmpretrain (``mmpretrain.…``) or timm (``TIMMBackbone``) fits.
+    Any backbone of mmseg, mmpretrain (``mmpretrain.…``) or timm (``TIMMBackbone``) fits. Maps that
+    timm declares as ``NHWC``, Swin's for example, are permuted.
 
     Pretrained weights want the normalisation they were trained with, but an image is preprocessed
     once. ``normalize`` gives a network its own, as an affine on the preprocessed image.
@@ -126,11 +127,30 @@ class CoopBackbone(BaseModule):
 
         Returns:
             Feature pyramids by network, each level ``(N, C_i, H_i, W_i)``.
+
+        Raises:
+            ValueError: A backbone returns something else than maps.
         """
-        pyramids = {}
-        for name, backbone in self.networks.items():
-            image = self.renormalize[name](x) if name in self.renormalize else x
-            levels = backbone(image)
-            # Some backbones of mmseg return a bare map if they have a single level.
-            pyramids[name] = (levels,) if isinstance(levels, Tensor) else tuple(levels)
-        return pyramids
+        return {
+            name: _maps(
+                name, backbone, self.renormalize[name](x) if name in self.renormalize else x
+            )
+            for name, backbone in self.networks.items()
+        }
+
+
+def _maps(name: str, backbone: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """A backbone's feature pyramid, each level ``(N, C_i, H_i, W_i)``."""
+    levels = backbone(x)
+    # Some backbones of mmseg return a bare map if they have a single level.
+    levels = (levels,) if isinstance(levels, Tensor) else tuple(levels)
+    for level in levels:
+        if level.ndim != 4:
+            raise ValueError(
+                f'the backbone of network {name!r} returns a level of shape '
+                f'{tuple(level.shape)}, not a feature map (N, C, H, W); choose a backbone that '
+                "keeps the image's height and width (of timm's models, with features_only=True)."
+            )
+    # timm declares the layout, where a model has another one than (N, C, H, W).
+    layout = getattr(getattr(backbone, 'timm_model', None), 'output_fmt', 'NCHW')
+    return tuple(level.permute(0, 3, 1, 2) for level in levels) if layout == 'NHWC' else levels
