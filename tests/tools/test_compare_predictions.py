@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmcv
 import numpy as np
@@ -16,6 +17,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools/analysis_tools'
@@ -181,6 +183,20 @@ def test_the_most_different_frames_of_a_pair(setting, expected, tmp_path, tool):
         for name, place in places.items():
             colors = image * 0.2 + palette[maps[name]] * 0.8
             assert np.abs(panel(row['picture'], *place) - colors).max() <= 1
+
+
+def test_images_are_drawn_as_they_were_loaded(tmp_path, tool):
+    stored = np.zeros((SIZE, SIZE, 3), np.uint8)
+    stored[: SIZE // 2] = 250, 0, 0
+    exif = Image.Exif()
+    exif[0x0112] = 3  # viewers turn it by 180 degrees
+    Image.fromarray(stored).save(tmp_path / 'image.png', exif=exif)
+    meta = dict(classes=('a',), palette=[[0, 0, 0]])
+    subject = SimpleNamespace(dataset=SimpleNamespace(metainfo=meta))
+    frame = tool.Frame(str(tmp_path / 'image.png'), np.zeros((SIZE, SIZE), np.uint8), {})
+    picture, _ = tool.draw(frame, [subject], None, columns=2, panel_width=SIZE * SCALE)
+    side = SIZE * SCALE
+    assert (picture[BAR : BAR + side : SCALE, :side:SCALE] == stored).all()
 
 
 def test_chosen_outputs_of_two_models_on_chosen_frames(setting, expected, tmp_path, tool):

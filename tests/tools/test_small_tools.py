@@ -195,6 +195,28 @@ def test_pictures_show_what_the_pipeline_feeds(data_root, tmp_path):
     np.testing.assert_array_less(labels[20, 90, 1:], 5)  # ignored
 
 
+def test_test_images_are_shown_as_the_evaluation_loads_them(data_root, tmp_path, call):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # viewers turn it by 180 degrees
+    image = np.full((16, 24, 3), RED, np.uint8)
+    image[8:] = 0
+    file = data_root / 'img_dir/train/0.jpg'
+    Image.fromarray(image).save(file, quality=100, exif=exif)
+    options = [
+        f'test_dataloader.dataset.{key}'
+        for key in (
+            f'data_root={data_root}',
+            'data_prefix.img_path=img_dir/train',
+            'data_prefix.seg_map_path=ann_dir/train',
+        )
+    ]
+    arguments = ('--split', 'test', '--number', 1, '--out-dir', tmp_path / 'out')
+    assert call(BROWSE, CONFIG, *arguments, '--cfg-options', *options)[0] == 0
+    picture = cv2.imread(str(tmp_path / 'out/000000_0.png'))[..., ::-1].astype(int)
+    np.testing.assert_allclose(picture[22 + 60, 180], RED, atol=3)
+    np.testing.assert_allclose(picture[22 + 180, 180], 0, atol=3)
+
+
 def test_views_are_random_and_repeatable(data_root, tmp_path, call):
     shown = []
     for folder in ('one', 'two'):

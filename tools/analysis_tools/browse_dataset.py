@@ -21,6 +21,7 @@ from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
+from mmseg_coop.datasets import check_loading
 from mmseg_coop.utils import check_data, load_config, short_errors
 from mmseg_coop.visualization import CoopLocalVisualizer
 
@@ -101,7 +102,7 @@ def main() -> None:
             raise ValueError(f'{args.config} has no {args.split}_dataloader.')
         check_data(cfg, splits=(args.split,))
         init_default_scope(cfg.get('default_scope', 'mmseg'))
-        dataset = DATASETS.build(loader['dataset'])
+        dataset = DATASETS.build(check_loading(loader['dataset']))
         if args.start >= len(dataset):
             raise ValueError(
                 f'--start {args.start}: the {args.split} split has {len(dataset)} images, 0 to '

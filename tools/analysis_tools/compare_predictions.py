@@ -361,7 +361,7 @@ def draw(
         The picture, ``(H, W, 3)``, RGB; and the shares of the map, if there is one.
     """
     classes, palette = (subjects[0].dataset.metainfo[key] for key in ('classes', 'palette'))
-    image = mmcv.imread(frame.image_path, channel_order='rgb')
+    image = mmcv.bgr2rgb(mmcv.imread(frame.image_path, flag='color_ignore_orientation'))
     panels = {
         'input': fit_centre(image, frame.truth.shape),
         'ground truth': overlay(image, frame.truth, palette, alpha=ALPHA),

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import mmcv
 import numpy as np
+from mmcv.image.io import imread_flags, supported_backends
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
@@ -27,6 +28,13 @@ _JPEG_START, _JPEG_END, _JPEG_SCAN = b'\xff\xd8', b'\xff\xd9', b'\xff\xda'
 _PNG_START, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND'
 _TRUNCATED = 'is truncated: its {} bytes end before the picture does'
 _PNG_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', _PNG_END)  # those that the picture is made of
+_TIFF_STARTS = (b'II*\0', b'MM\0*')
+_ORIENTATION = 0x0112  # EXIF tag; 1, or none, means as stored
+#: How to decode without turning the image as its EXIF tag says.
+_AS_STORED = {
+    'color': 'color_ignore_orientation',
+    'grayscale': 'grayscale_ignore_orientation',
+}
 
 
 def _png_fault(content: bytes) -> str:
@@ -49,7 +57,10 @@ def _png_fault(content: bytes) -> str:
 
 
 def _jpeg_fault(content: bytes) -> str:
-    """What is wrong with a JPEG file; '' if it is whole. It has no checksums."""
+    """What is wrong with a JPEG file; '' if it ends as it should.
+
+    It has no checksums, and of damage in the middle libjpeg only warns, on stderr.
+    """
     if not content.startswith(_JPEG_START) or content.endswith(_JPEG_END):
         return ''
     # Other bytes may follow the end marker, and an embedded thumbnail has an end marker too: walk
@@ -113,6 +124,14 @@ def _decode(kind: str, path: str, content: bytes, flag: str, backend: str) -> np
     Raises:
         DataFault: If it is not a picture, or one the backend cannot decode.
     """
+    if content.startswith(_TIFF_STARTS) and backend in ('cv2', 'pillow'):
+        orientation = exif_orientation(io.BytesIO(content))
+        if orientation != 1:  # whatever the flag says, these turn it
+            raise DataFault(
+                f'{kind} {path} is a TIFF file whose orientation tag is {orientation}, by which '
+                f'{backend} turns it; save it as its pixels lie, without the tag',
+                path=path,
+            )
     picture, reason, cause = None, '', None
     try:
         picture = mmcv.imfrombytes(content, flag=flag, backend=backend)
@@ -131,13 +150,29 @@ def _decode(kind: str, path: str, content: bytes, flag: str, backend: str) -> np
     return picture
 
 
+def exif_orientation(file: str | io.BytesIO) -> int:
+    """EXIF orientation of an image file, 1 to 8; 1, as stored, if it has none or is no image."""
+    try:
+        with Image.open(file) as image:
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return 1
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in supported_backends:
+        raise ValueError(f'imdecode_backend is {backend!r}; give one of {supported_backends}')
+
+
 @TRANSFORMS.register_module()
 class LoadSegImage(LoadImageFromFile):
-    """Loads an image; an unusable file is an error that names it.
+    """Loads an image as it is stored; an unusable file is an error that names it.
 
-    Like mmcv's ``LoadImageFromFile``, and with the same required and added keys. Missing, empty and
-    truncated files raise an error. By itself OpenCV 4 decodes a truncated JPEG file and fills up
-    the rest with grey.
+    Like mmcv's ``LoadImageFromFile``, and with the same required and added keys, but for two
+    things. An EXIF orientation is not applied: no label has one, so that image and label would lie
+    differently. And missing, empty and truncated files raise an error; by itself OpenCV decodes a
+    truncated JPEG file and fills up the rest with grey. Damage inside a JPEG file that keeps its
+    end marker is not found: the format has no checksums.
 
     Args:
         to_float32: Whether to convert the image to float32. Default: False, which keeps uint8.
@@ -146,7 +181,9 @@ class LoadSegImage(LoadImageFromFile):
         backend_args: Arguments of the file backend. Default: None, the local disk.
 
     Raises:
-        DataFault: If the file is missing, unreadable, empty, truncated, damaged or not an image.
+        ValueError: If `color_type` or `imdecode_backend` is unknown.
+        DataFault: At loading, if the file is missing, unreadable, empty, truncated, damaged (PNG)
+            or not an image, or a TIFF file with an orientation, which its decoders always apply.
     """
 
     def __init__(
@@ -157,6 +194,9 @@ class LoadSegImage(LoadImageFromFile):
         imdecode_backend: str = 'cv2',
         backend_args: dict[str, Any] | None = None,
     ) -> None:
+        if color_type not in imread_flags:
+            raise ValueError(f'color_type is {color_type!r}; give one of {list(imread_flags)}')
+        _check_backend(imdecode_backend)
         super().__init__(
             to_float32=to_float32,
             color_type=color_type,
@@ -168,7 +208,10 @@ class LoadSegImage(LoadImageFromFile):
         """Adds ``img`` of shape (H, W, C), ``img_shape`` and ``ori_shape`` to the results."""
         path = results['img_path']
         content = _read('image', path, self.backend_args)
-        image = _decode('image', path, content, self.color_type, self.imdecode_backend)
+        flag = self.color_type
+        if self.imdecode_backend != 'turbojpeg':  # which never turns, and does not know these flags
+            flag = _AS_STORED.get(flag, flag)
+        image = _decode('image', path, content, flag, self.imdecode_backend)
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image
@@ -230,6 +273,7 @@ class LoadSegAnnotations(LoadAnnotations):
             )
         if not 0 <= ignore_index <= 255:
             raise ValueError(f'ignore_index is {ignore_index}; give 0 to 255, labels are bytes')
+        _check_backend(imdecode_backend)
         super().__init__(
             reduce_zero_label=reduce_zero_label,
             imdecode_backend=imdecode_backend,
@@ -315,8 +359,9 @@ class LoadSegAnnotations(LoadAnnotations):
         )
         if label.shape == tuple(shape)[::-1]:
             message += (
-                ". The sides are swapped: if the image's EXIF tag turns it, load it with "
-                "color_type='color_ignore_orientation'"
+                '. The sides are swapped: images are loaded as stored, whatever their EXIF tag '
+                'says; if the label was drawn on the image as viewers turn it, save the image so '
+                '(PIL.ImageOps.exif_transpose)'
             )
         raise DataFault(message, path=results['seg_map_path'])
 

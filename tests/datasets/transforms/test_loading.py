@@ -14,7 +14,7 @@ from mmseg.registry import TRANSFORMS
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
+from mmseg_coop.datasets import DataFault, LoadSegAnnotations, LoadSegImage
 
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8))
@@ -129,6 +129,49 @@ def test_decoding_errors_of_pillow_are_named(tmp_path):
     path = write(tmp_path / 'x.jpg', b'not a picture')
     with pytest.raises(ValueError, match=r'x\.jpg cannot be decoded by pillow \(Unidentified'):
         LoadSegImage(imdecode_backend='pillow')(dict(img_path=path))
+
+
+def turned(picture, format, orientation, **options):
+    """Encode an image with a tag by which viewers turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(picture, format, exif=exif, **options)
+
+
+@pytest.mark.parametrize('color_type', ['color', 'grayscale', 'unchanged'])
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+@pytest.mark.parametrize('format', ['JPEG', 'PNG', 'WEBP'])
+def test_image_is_loaded_as_stored_whatever_its_exif_orientation(
+    tmp_path, format, backend, color_type
+):
+    load = LoadSegImage(color_type=color_type, imdecode_backend=backend)
+    plain = write(tmp_path / 'plain', encode(PICTURE, format))
+    expected = load(dict(img_path=plain))
+    for orientation in range(2, 9):
+        path = write(tmp_path / 'turned', turned(PICTURE, format, orientation))
+        results = load(dict(img_path=path))
+        np.testing.assert_array_equal(results['img'], expected['img'])
+        assert results['ori_shape'] == (48, 64)
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_label_is_loaded_as_stored_whatever_its_exif_orientation(tmp_path, backend):
+    path = write(tmp_path / 'label.png', turned(Image.fromarray(LABEL), 'PNG', 6))
+    label = LoadSegAnnotations(imdecode_backend=backend)(item(path))['gt_seg_map']
+    np.testing.assert_array_equal(label, LABEL)
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_tiff_files_that_every_decoder_turns_are_refused(tmp_path, backend):
+    path = write(tmp_path / 'x.tif', turned(PICTURE, 'TIFF', 3))
+    with pytest.raises(DataFault, match=r'image .*x\.tif is a TIFF file whose orientation tag'):
+        LoadSegImage(imdecode_backend=backend)(dict(img_path=path))
+    path = write(tmp_path / 'y.tif', turned(Image.fromarray(LABEL), 'TIFF', 3))
+    with pytest.raises(DataFault, match=r'label .*y\.tif is a TIFF file'):
+        LoadSegAnnotations(imdecode_backend=backend)(item(path))
+    path = write(tmp_path / 'z.tif', turned(PICTURE, 'TIFF', 1))
+    image = LoadSegImage(imdecode_backend=backend)(dict(img_path=path))['img']
+    np.testing.assert_array_equal(image, np.asarray(PICTURE)[..., ::-1])
 
 
 # --- Labels
@@ -272,16 +315,11 @@ def test_sizes_of_image_and_label_have_to_agree(tmp_path):
         LoadSegAnnotations()(results)
 
 
-def test_swapped_sides_hint_at_exif(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: turn by 90 degrees
-    image = write(tmp_path / 'i.jpg', encode(PICTURE, 'JPEG', exif=exif))
-    label = write_label(tmp_path / 'l.png', np.zeros((48, 64), np.uint8))
-    with pytest.raises(ValueError, match=r"color_type='color_ignore_orientation'"):
+def test_label_that_was_drawn_on_a_turned_image_is_named(tmp_path):
+    image = write(tmp_path / 'i.jpg', turned(PICTURE, 'JPEG', 6))
+    label = write_label(tmp_path / 'l.png', np.zeros((64, 48), np.uint8))
+    with pytest.raises(DataFault, match=r'sides are swapped: images are loaded as stored.*exif_tr'):
         LoadSegAnnotations()(LoadSegImage()(item(label, img_path=image)))
-    load = LoadSegImage(color_type='color_ignore_orientation')
-    results = LoadSegAnnotations()(load(item(label, img_path=image)))
-    assert results['gt_seg_map'].shape == results['img'].shape[:2] == (48, 64)
 
 
 def test_label_may_be_loaded_after_the_image_is_resized(tmp_path):
@@ -305,16 +343,19 @@ def test_contradicting_reduce_zero_label(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('load', 'arguments', 'message'),
     [
-        (dict(num_classes=0), 'num_classes is 0; give 1 to 256'),
-        (dict(num_classes=257), 'num_classes is 257'),
-        (dict(ignore_index=-100), 'ignore_index is -100; give 0 to 255'),
+        (LoadSegAnnotations, dict(num_classes=0), 'num_classes is 0; give 1 to 256'),
+        (LoadSegAnnotations, dict(num_classes=257), 'num_classes is 257'),
+        (LoadSegAnnotations, dict(ignore_index=-100), 'ignore_index is -100; give 0 to 255'),
+        (LoadSegAnnotations, dict(imdecode_backend='cv3'), "imdecode_backend is 'cv3'; give one"),
+        (LoadSegImage, dict(imdecode_backend='cv3'), "imdecode_backend is 'cv3'; give one"),
+        (LoadSegImage, dict(color_type='colour'), "color_type is 'colour'; give one of"),
     ],
 )
-def test_arguments_out_of_range(arguments, message):
+def test_arguments_out_of_range(load, arguments, message):
     with pytest.raises(ValueError, match=message):
-        LoadSegAnnotations(**arguments)
+        load(**arguments)
 
 
 def test_both_are_registered_and_show_their_settings():
