@@ -10,11 +10,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, TRANSFORMS
 
-from ..datasets import DataFault
+from ..datasets import DataFault, check_loading
 from ..datasets.listing import dead_links
+from .build_errors import config_errors
 from .class_check import check_num_classes
+from .config_check import ConfigError
 from .leaf_datasets import leaf_datasets
 
 
@@ -33,7 +35,8 @@ def check_data(
             :class:`SkipFaultyDataset` counts them. Defaults to ``'stop'``.
 
     Raises:
-        ConfigError: Model, data sets and labels have different numbers of classes.
+        ConfigError: Model, data sets and labels have different numbers of classes, or an evaluation
+            resizes its labels.
         FileNotFoundError: A data root, folder or list is missing; the message says which key of the
             config to change.
         DataFault: A folder or a list cannot be read, a link leads nowhere or in a circle, or the
@@ -51,7 +54,10 @@ def check_data(
             # Only the class itself knows which files it takes; lazily built it has not looked yet.
             built = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []})
             _check_links(built, data_faults)
-            _check_images(built, split)
+            images = _check_images(built, split)
+            if split != 'train':
+                with config_errors(cfg):
+                    _check_label_size(dataset, images[0], f'{split}_dataloader.dataset')
 
 
 def _check_paths(dataset: Any, split: str) -> None:
@@ -95,7 +101,7 @@ def _check_links(dataset: BaseDataset, data_faults: str) -> None:
         )
 
 
-def _check_images(dataset: BaseDataset, split: str) -> None:
+def _check_images(dataset: BaseDataset, split: str) -> list[dict[str, Any]]:
     try:
         images = dataset.load_data_list()
     except UnicodeDecodeError as error:
@@ -112,6 +118,31 @@ def _check_images(dataset: BaseDataset, split: str) -> None:
         )
     for info in images:
         _check_name(info['img_path'])
+    return images
+
+
+def _check_label_size(dataset: Any, info: dict[str, Any], path: str) -> None:
+    """Refuse an evaluation whose pipeline changes the label's size: it does so with an image.
+
+    Predictions are resized to ``ori_shape``, so labels have to be of that size.
+    """
+    results: Any = {**info, 'sample_idx': 0}
+    for index, step in enumerate(check_loading(dataset).get('pipeline', ())):
+        transform = TRANSFORMS.build(step) if isinstance(step, dict) else step
+        try:
+            results = transform(results)
+        except ValueError:  # of the file or the transform's settings, which the run itself says
+            return
+        if not isinstance(results, dict):
+            return
+        label, size = results.get('gt_seg_map'), results.get('ori_shape')
+        if label is not None and size is not None and label.shape != tuple(size):
+            raise ConfigError(
+                f'{path}.pipeline.{index} ({type(transform).__name__}) turns the label of '
+                f'{info["img_path"]} into {label.shape[0]}x{label.shape[1]}, but predictions are '
+                f'evaluated at {size[0]}x{size[1]} (height x width); load labels behind the '
+                'transforms that resize the image, and crop with EvalCenterCrop.'
+            )
 
 
 def _check_name(path: str) -> None:

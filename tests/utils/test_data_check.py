@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmseg_coop.utils import check_data
+from mmseg_coop.utils import ConfigError, check_data
 
 
 @pytest.fixture
@@ -58,3 +58,60 @@ def test_a_missing_root_says_how_to_set_it(cityscapes):
     cityscapes.val_dataloader.dataset.dataset.data_root = '/nowhere'
     with pytest.raises(FileNotFoundError, match=r'--cfg-options val_dataloader.*data_root=DIR'):
         check_data(cityscapes)
+
+
+LOAD, OUR_LOAD = dict(type='LoadImageFromFile'), dict(type='LoadSegImage')
+LABELS, OUR_LABELS = dict(type='LoadAnnotations'), dict(type='LoadSegAnnotations', num_classes=19)
+RESIZE = dict(type='Resize', scale=(4, 2))
+CROP = dict(type='CenterCrop', crop_size=(2, 2))
+PACK = dict(type='PackSegInputs')
+
+
+def validate_with(cityscapes, *pipeline):
+    """Validate on the training image."""
+    dataset = cityscapes.train_dataloader.dataset.datasets[0]
+    cityscapes.val_dataloader.dataset = {**dataset, 'pipeline': list(pipeline)}
+    check_data(cityscapes, splits=('val',))
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'index', 'name'),
+    [
+        ((LOAD, LABELS, RESIZE, PACK), 2, 'Resize'),
+        ((OUR_LOAD, OUR_LABELS, RESIZE, PACK), 2, 'Resize'),
+        ((LABELS, LOAD, dict(type='RandomFlip', prob=0.5), RESIZE, PACK), 3, 'Resize'),
+        ((LOAD, LABELS, CROP, PACK), 2, 'CenterCrop'),
+        ((LOAD, RESIZE, LABELS, dict(type='Pad', size=(8, 8)), PACK), 3, 'Pad'),
+    ],
+)
+def test_labels_resized_in_an_evaluation_are_named_at_the_start(cityscapes, pipeline, index, name):
+    message = (
+        rf'val_dataloader.dataset.pipeline.{index} \({name}\) turns the label of '
+        r'.*a_leftImg8bit.png into \dx\d, but predictions are evaluated at 4x8 .*load labels behind'
+    )
+    with pytest.raises(ConfigError, match=message):
+        validate_with(cityscapes, *pipeline)
+
+
+@pytest.mark.parametrize(
+    'pipeline',
+    [
+        (LOAD, RESIZE, LABELS, PACK),
+        (OUR_LOAD, RESIZE, OUR_LABELS, PACK),
+        (OUR_LOAD, OUR_LABELS, dict(type='EvalCenterCrop', crop_size=(2, 2)), PACK),
+        (LOAD, RESIZE, PACK),
+        (LOAD, dict(type='TestTimeAug', transforms=[[RESIZE], [LABELS], [PACK]])),
+    ],
+)
+def test_evaluations_whose_labels_keep_their_size_pass(cityscapes, pipeline):
+    validate_with(cityscapes, *pipeline)
+
+
+def test_a_file_that_cannot_be_used_is_left_to_the_run(cityscapes, tmp_path):
+    (tmp_path / 'gtFine/train/city/a_gtFine_labelTrainIds.png').write_bytes(b'')
+    validate_with(cityscapes, LOAD, LABELS, RESIZE, PACK)
+
+
+def test_a_transform_that_cannot_be_built_is_named_by_its_path(cityscapes):
+    with pytest.raises(ConfigError, match=r'val_dataloader\.dataset\.pipeline\.1.*Resize'):
+        validate_with(cityscapes, LOAD, dict(type='Resize', scal=(4, 2)), LABELS, PACK)
