@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from mmseg.registry import METRICS
 from prettytable import PrettyTable
 from torch import Tensor
 
+from ..datasets.data_fault import DataFault
 from ..engine.hooks.record_iou_hook import TABLE_KEY
 
 IOU_METRICS = ('mIoU', 'mDice', 'mFscore')
@@ -28,6 +30,10 @@ class CoopIoUMetric(IoUMetric):
     every output gives them again under its name (``top/mIoU``, ``ensemble/mIoU``). The table has a
     row for each output and a column for each class, as Table 1 of the paper. A model with a single
     output is measured as mmseg does.
+
+    A class without ground truth has IoU 0 where an output predicts it and none where it does not,
+    so that it is left out of that output's mean. The first evaluation then names such classes in a
+    warning, and the table says over how many classes each mean is.
 
     Args:
         outputs: Outputs whose label maps are written to ``output_dir``: names, or ``'all'``, each
@@ -45,6 +51,8 @@ class CoopIoUMetric(IoUMetric):
 
     Raises:
         ValueError: Unknown metric, or a weight that is not positive.
+        DataFault: In an evaluation, if an image comes without a label or with one of another size
+            than its prediction.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class CoopIoUMetric(IoUMetric):
         )
         self.outputs = outputs
         self._chosen = ''
+        self._has_warned = False
 
     def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
         """Count intersections and unions of a batch.
@@ -102,7 +111,7 @@ class CoopIoUMetric(IoUMetric):
                     "tta_model=dict(type='CoopTTAModel')."
                 )
             if not self.format_only:
-                label = sample['gt_sem_seg']['data'].squeeze(0).to(chosen)
+                label = self._label(sample, chosen)
                 self.results.append(
                     {
                         name: self.intersect_and_union(
@@ -114,6 +123,27 @@ class CoopIoUMetric(IoUMetric):
                 )
             if self.output_dir is not None:
                 self._write(sample, chosen, maps)
+
+    @staticmethod
+    def _label(sample: dict[str, Any], prediction: Tensor) -> Tensor:
+        """The label map, ``(H, W)``, of the type and on the device of the prediction."""
+        path = sample.get('img_path', '')
+        if 'gt_sem_seg' not in sample:
+            raise DataFault(
+                f'image {path} has no label to evaluate against; load labels in the pipeline, or '
+                'write label maps alone by format_only=True and output_dir',
+                path=path,
+            )
+        label: Tensor = sample['gt_sem_seg']['data'].squeeze(0).to(prediction)
+        if label.shape != prediction.shape:
+            sizes = ['x'.join(map(str, each.shape)) for each in (label, prediction)]
+            raise DataFault(
+                f'the label of image {path} is {sizes[0]}, but its prediction is {sizes[1]} '
+                '(height x width), the size at which the image was loaded; load labels behind what '
+                'resizes the image',
+                path=path,
+            )
+        return label
 
     def _write(self, sample: dict[str, Any], chosen: Tensor, maps: dict[str, Tensor]) -> None:
         """Write label maps as 8-bit PNG, as mmseg does."""
@@ -147,6 +177,7 @@ class CoopIoUMetric(IoUMetric):
         rows: dict[str, dict[str, np.ndarray]] = {}
         for name in results[0]:
             areas = [sum(area) for area in zip(*(result[name] for result in results), strict=True)]
+            self._warn_of_absent_classes(areas[-1])
             values = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
             prefix = f'{name}/' if name else ''
             for metric, value in values.items():
@@ -160,6 +191,28 @@ class CoopIoUMetric(IoUMetric):
         for metric in next(iter(rows.values())):
             print_log(f'\n{metric} per class:\n{self._table(metric, rows)}', logger)
         return metrics
+
+    def _warn_of_absent_classes(self, pixels: Tensor) -> None:
+        """Name the classes without ground truth, once a run; `pixels` is that of each, ``(C,)``."""
+        classes = self.dataset_meta['classes']
+        absent = [name for name, count in zip(classes, pixels, strict=True) if not count]
+        if not absent or self._has_warned:
+            return
+        self._has_warned = True
+        how = (
+            'The mean of an output leaves out those that it does not predict; the table says over '
+            'how many classes it is'
+            if self.nan_to_num is None
+            else f'Undefined values count as nan_to_num={self.nan_to_num}'
+        )
+        print_log(
+            f'{len(absent)} of {len(classes)} classes have no pixel in the labels of this '
+            f'evaluation: {", ".join(absent)}. {how}. If the classes do occur in the images, their '
+            f'pixels may be ignored (ignore_index={self.ignore_index}), as is the foreground of '
+            'masks saved as 0 and 255; tools/analysis_tools/check_dataset.py looks for that.',
+            logger='current',
+            level=logging.WARNING,
+        )
 
     def _leave_table(self, rows: dict[str, dict[str, np.ndarray]]) -> None:
         """Leave the IoU of every output and class where :class:`RecordIoUHook` finds it."""
@@ -182,10 +235,12 @@ class CoopIoUMetric(IoUMetric):
     def _table(self, metric: str, rows: dict[str, dict[str, np.ndarray]]) -> PrettyTable:
         """Outputs by classes and mean, as Table 1 of the paper."""
         table = PrettyTable()
-        table.field_names = ['output', *self.dataset_meta['classes'], f'mean {metric}']
+        classes = self.dataset_meta['classes']
+        table.field_names = ['output', *classes, f'mean {metric}']
         for name, values in rows.items():
             percent = values[metric] * 100
-            table.add_row(
-                [name or 'prediction', *(f'{v:.1f}' for v in percent), f'{np.nanmean(percent):.2f}']
-            )
+            mean, count = f'{np.nanmean(percent):.2f}', np.count_nonzero(~np.isnan(percent))
+            if count < len(classes):
+                mean += f' ({count} of {len(classes)} classes)'
+            table.add_row([name or 'prediction', *(f'{v:.1f}' for v in percent), mean])
         return table

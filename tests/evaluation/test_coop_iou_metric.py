@@ -9,6 +9,7 @@ import torch
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 
+from mmseg_coop.datasets import DataFault
 from mmseg_coop.evaluation import CoopIoUMetric
 
 CLASSES = ('road', 'car', 'tree')
@@ -86,19 +87,36 @@ def test_a_plain_model_is_measured_as_by_mmseg():
     assert dict(ours) == pytest.approx(dict(theirs))
 
 
-def test_the_table_has_outputs_as_rows_and_classes_as_columns(caplog):
+@pytest.fixture
+def log(caplog):
+    """What mmengine logs."""
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     with caplog.at_level(logging.INFO):
-        samples = make_samples()
-        evaluate(CoopIoUMetric(), samples)
+        yield caplog
     logger.removeHandler(caplog.handler)
-    table = next(record.getMessage() for record in caplog.records if 'IoU per class' in record.msg)
-    rows = [
+
+
+def table_rows(log):
+    """Cells of the last table of the IoU."""
+    messages = [r.getMessage() for r in log.records if 'IoU per class' in r.getMessage()]
+    return [
         [cell.strip() for cell in line.strip('|').split('|')]
-        for line in table.splitlines()
+        for line in messages[-1].splitlines()
         if line.startswith('|')
     ]
+
+
+def warnings_of(log):
+    messages = [r.getMessage() for r in log.records if r.levelno == logging.WARNING]
+    return [message for message in messages if not message.startswith('The prefix is not set')]
+
+
+def test_the_table_has_outputs_as_rows_and_classes_as_columns(log):
+    samples = make_samples()
+    evaluate(CoopIoUMetric(), samples)
+    assert warnings_of(log) == []
+    rows = table_rows(log)
     assert rows[0] == ['output', *CLASSES, 'mean IoU']
     assert [row[0] for row in rows[1:]] == list(NAMES)
     for row in rows[1:]:
@@ -124,6 +142,63 @@ def test_written_labels_undo_reduce_zero_label(tmp_path):
     evaluate(CoopIoUMetric(output_dir=str(tmp_path), format_only=True), samples)
     image = mmcv.imread(str(tmp_path / '0.png'), 'unchanged')
     assert np.array_equal(image, samples[0]['pred_outputs']['bottom'][0].numpy() + 1)
+
+
+def test_masks_of_0_and_255_do_not_pass_for_a_perfect_model(log):
+    """Their foreground is ignored, so that all background is 100 percent."""
+    samples = make_samples(count=2)
+    for sample in samples:
+        sample['gt_sem_seg']['data'] = torch.randint(0, 2, (1, 8, 9)) * 255
+        for label_map in sample['pred_outputs'].values():
+            label_map.zero_()
+    metric = CoopIoUMetric()
+    assert evaluate(metric, samples)['mIoU'] == 100
+    (warning,) = warnings_of(log)
+    assert warning.startswith('2 of 3 classes have no pixel in the labels of this evaluation')
+    assert 'evaluation: car, tree.' in warning
+    assert 'masks saved as 0 and 255' in warning
+    assert [row[-1] for row in table_rows(log)[1:]] == ['100.00 (1 of 3 classes)'] * 3
+    evaluate(metric, samples)  # the next evaluation of the run
+    assert len(warnings_of(log)) == 1
+    assert table_rows(log)[1][-1] == '100.00 (1 of 3 classes)'
+
+
+def test_an_absent_class_counts_for_the_outputs_that_predict_it(log):
+    samples = make_samples(count=1)
+    samples[0]['gt_sem_seg']['data'] = torch.tensor([[[0, 0, 1, 1]]])
+    for name, prediction in zip(NAMES, ([0, 0, 1, 1], [0, 2, 1, 1], [0, 0, 1, 1]), strict=True):
+        samples[0]['pred_outputs'][name].resize_(1, 1, 4).copy_(torch.tensor([[prediction]]))
+    metrics = evaluate(CoopIoUMetric(), samples)
+    assert metrics['top/mIoU'] == 100
+    assert metrics['bottom/mIoU'] == 50  # 1/2, 1 and 0 for what is not there
+    assert [row[-1] for row in table_rows(log)[1:]] == [
+        '100.00 (2 of 3 classes)',
+        '50.00',
+        '100.00 (2 of 3 classes)',
+    ]
+    assert '1 of 3 classes have no pixel in the labels of this evaluation: tree' in log.text
+    log.clear()
+    metrics = evaluate(CoopIoUMetric(nan_to_num=0), samples)
+    assert metrics['top/mIoU'] == pytest.approx(66.67)
+    assert 'Undefined values count as nan_to_num=0' in log.text
+    assert table_rows(log)[1][-1] == '66.67'
+
+
+def test_a_label_of_another_size_than_the_prediction_is_named():
+    samples = make_samples(count=1)
+    samples[0]['gt_sem_seg']['data'] = torch.zeros(1, 4, 5, dtype=torch.long)
+    message = r'label of image dir/0\.jpg is 4x5, but its prediction is 8x9 .*load labels behind'
+    with pytest.raises(DataFault, match=message):
+        evaluate(CoopIoUMetric(), samples)
+
+
+def test_an_image_without_a_label_is_named(tmp_path):
+    samples = make_samples(count=1)
+    del samples[0]['gt_sem_seg']
+    with pytest.raises(DataFault, match=r'image dir/0\.jpg has no label.*format_only=True'):
+        evaluate(CoopIoUMetric(), samples)
+    evaluate(CoopIoUMetric(format_only=True, output_dir=str(tmp_path)), samples)
+    assert (tmp_path / '0.png').exists()
 
 
 def test_outputs_that_contradict_the_prediction_are_refused():

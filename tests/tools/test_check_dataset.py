@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -159,6 +160,82 @@ def test_wrong_reduce_zero_label(check, data_root, shift, option, expected):
     assert code == (expected is not None)
     assert bool(report['problems']) == (expected is not None)
     assert all(expected in problem['what'] for problem in report['problems'])
+
+
+@pytest.mark.parametrize('options', [(), ('train_dataloader.dataset.ignore_index=254',)])
+@pytest.mark.parametrize(
+    ('ids', 'ignored', 'hint'),
+    [
+        ((0, 255), 50, 'no pixel is of building, pole, .*; the masks are saved as 0 and 255: '),
+        ((*range(10), 255), 100 / 11, 'no pixel is of bicyclist, .*convert them to its id'),
+    ],
+)
+def test_a_class_that_is_never_trained_beside_ignored_pixels(
+    check, data_root, ids, ignored, hint, options
+):
+    ids = [254 if options and i == 255 else i for i in ids]
+    for index in range(SIZES['train']):
+        write_label(data_root, 'train', index, np.tile(np.array(ids, np.uint8), (4, 1)))
+    for index in range(SIZES['train']):
+        write_image(data_root, 'train', index, np.zeros((4, len(ids), 3), np.uint8))
+    code, output, report = check(*options)
+    assert code == 1
+    (problem,) = report['problems']
+    assert (problem['split'], problem['file']) == ('train', '(config)')
+    assert re.search(hint, problem['what'])
+    assert f'{ignored:.1f} % of the pixels are ignored' in problem['what']
+    assert 'nothing is wrong' not in output.out
+    assert report['splits']['train']['ignored_pixels'] == 12
+
+
+def test_masks_of_0_and_255_pass_once_converted_as_the_guide_says(check, data_root, monkeypatch):
+    for split, count in SIZES.items():
+        for index in range(count):
+            write_label(data_root, split, index, np.tile(np.uint8([0, 255] * 5 + [0]), (4, 1)))
+    work_dir = data_root.parent / 'guide'
+    (work_dir / 'data').mkdir(parents=True)
+    (work_dir / 'data/own').symlink_to(data_root)
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/data.md').read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if 'ids == 255' in block]
+    assert check()[0] == 1
+    monkeypatch.chdir(work_dir)
+    exec(block, {})
+    code, output, report = check(arguments=['--force'])
+    assert code == 0, output
+    assert report['splits']['train']['class_pixels'][:3] == [3 * 4 * 6, 3 * 4 * 5, 0]
+    assert report['splits']['train']['ignored_pixels'] == 0
+
+
+def test_labels_that_are_all_ignored_are_a_problem(check, data_root):
+    for index in range(SIZES['train']):
+        write_label(data_root, 'train', index, np.tile(np.uint8([0, 255] * 5 + [0]), (4, 1)))
+    splits = ('train', 'val', 'test')
+    code, _, report = check(
+        *(f'{split}_dataloader.dataset.reduce_zero_label=True' for split in splits),
+        arguments=['--splits', 'train'],
+    )
+    assert code == 1
+    (problem,) = report['problems']
+    assert '100.0 % of the pixels are ignored' in problem['what']
+    assert 'reduce_zero_label=True ignores 0' in problem['what']
+
+
+def test_a_class_that_is_never_trained_alone_is_a_note(check, data_root):
+    for index in range(SIZES['train']):
+        write_label(data_root, 'train', index, np.tile(np.arange(11, dtype=np.uint8) % 10, (4, 1)))
+    code, output, _ = check()
+    assert code == 0
+    assert 'note: train never shows bicyclist' in output.out
+
+
+def test_images_that_viewers_turn_are_noted(check, data_root):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = data_root / 'img_dir/train/1.jpg'
+    Image.open(path).save(path, exif=exif)
+    code, output, _ = check()
+    assert code == 0
+    assert f'note: 1 images have an EXIF orientation, e.g. {path}: they are loaded as' in output.out
 
 
 def test_contradicting_settings_are_problems(check):

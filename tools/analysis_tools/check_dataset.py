@@ -1,7 +1,8 @@
 """Go through all files of a config's data before a training does.
 
 Checks for every split that each image and label can be read, that they are of one size and that the
-labels are single-channel maps of the classes, and reduce_zero_label. Prints how often each class
+labels are single-channel maps of the classes, that each class occurs in training unless no pixel
+is ignored there (masks saved as 0 and 255), and reduce_zero_label. Prints how often each class
 occurs, draws it as a histogram, and ends with a table of what is wrong and exit code 1, or with
 exit code 0.
 """
@@ -28,6 +29,7 @@ from mmseg.registry import DATASETS
 from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
 from mmseg_coop.datasets.data_fault import printable
 from mmseg_coop.datasets.listing import dead_links
+from mmseg_coop.datasets.transforms.loading import exif_orientation
 from mmseg_coop.utils import check_data, load_config, short_errors
 from mmseg_coop.utils.leaf_datasets import leaf_datasets
 
@@ -51,7 +53,7 @@ class Findings(NamedTuple):
     """What the files of a split hold.
 
     ``pixels`` are those of each label value (256), ``images`` those in which it occurs (256), after
-    the dataset's reduce_zero_label and label_map.
+    the dataset's reduce_zero_label and label_map; ignored pixels are those of 255.
     """
 
     files: int
@@ -187,6 +189,9 @@ def check_leaf(cfg: Any, split: str, workers: int) -> Findings:
         if link not in known
     ]
     problems += outside_problems(split, found, len(classes), dataset.reduce_zero_label)
+    if len(classes) <= dataset.ignore_index < 255:
+        for counts in (found.pixels, found.images):
+            counts[255], counts[dataset.ignore_index] = counts[dataset.ignore_index], 0
     return found._replace(labels=labels)
 
 
@@ -270,6 +275,26 @@ def check_reduced(cfg: Config, found: dict[str, Findings], classes: int) -> Iter
         )
 
 
+def check_absent(train: Findings, classes: list[str]) -> Iterator[Problem]:
+    """Classes that never occur in training, where ignored pixels may be theirs."""
+    pixels = train.pixels
+    absent = [name for index, name in enumerate(classes) if not pixels[index]]
+    if not absent or not pixels[255]:
+        return
+    hint = (
+        'the masks are saved as 0 and 255: convert 255 to 1'
+        if set(np.flatnonzero(pixels)) == {0, 255}
+        else 'if these are its pixels, convert them to its id (reduce_zero_label=True ignores 0), '
+        'else take it out of the classes'
+    )
+    yield Problem(
+        'train',
+        '(config)',
+        f'no pixel is of {", ".join(absent)}, but {100 * pixels[255] / pixels.sum():.1f} % of the '
+        f'pixels are ignored; {hint}',
+    )
+
+
 def datasets(cfg: Any) -> Iterator[Any]:
     """Datasets inside a config's wrappers, without their pipelines and lists of files."""
     for leaf in leaf_datasets(cfg):
@@ -282,6 +307,16 @@ def check_leaks(found: dict[str, set[str]]) -> Iterator[str]:
         common = found.get('train', set()) & found.get(split, set())
         if common:
             yield f'{len(common)} images of {split} are in train as well, e.g. {min(common)}'
+
+
+def check_orientation(files: set[str]) -> Iterator[str]:
+    """Images that viewers turn, and the loading does not."""
+    turned = [file for file in files if os.path.isfile(file) and exif_orientation(file) != 1]
+    if turned:
+        yield (
+            f'{len(turned)} images have an EXIF orientation, e.g. {printable(min(turned))}: they '
+            'are loaded as stored, so their labels have to lie as the stored pixels do'
+        )
 
 
 def image_files(cfg: Any) -> set[str]:
@@ -364,8 +399,11 @@ def main() -> None:
         files = {split: image_files(cfg[f'{split}_dataloader']['dataset']) for split in splits}
 
     problems = [problem for findings in found.values() for problem in findings.problems]
-    problems += check_reduced(cfg, found, len(classes))
-    notes = list(check_leaks(files))
+    reduced = list(check_reduced(cfg, found, len(classes)))
+    if not reduced and 'train' in found:
+        problems += check_absent(found['train'], classes)
+    problems += reduced
+    notes = [*check_leaks(files), *check_orientation(set().union(*files.values()))]
     for split, findings in found.items():
         absent = [name for i, name in enumerate(classes) if not findings.images[i]]
         if findings.labels and absent:

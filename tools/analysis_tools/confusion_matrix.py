@@ -95,10 +95,11 @@ def main() -> None:
             table,
             [header, *([c, *row.tolist()] for c, row in zip(subject.classes, matrix, strict=True))],
         )
-        miou = np.nanmean(class_iou(matrix))
-        draw(
-            matrix, subject.classes, f'{name}: mIoU {miou:.2f}', args.normalize, picture
-        )  # fmt: skip
+        iou = class_iou(matrix)
+        miou, count = f'{np.nanmean(iou):.2f}', np.count_nonzero(~np.isnan(iou))
+        if count < len(iou):
+            miou += f' ({count} of {len(iou)} classes)'
+        draw(matrix, subject.classes, f'{name}: mIoU {miou}', args.normalize, picture)
         wrong = matrix - np.diag(np.diag(matrix))
         label, prediction = np.unravel_index(wrong.argmax(), wrong.shape)
         rows.append(
@@ -106,7 +107,7 @@ def main() -> None:
                 name,
                 str(matrix.sum()),
                 f'{100 * np.trace(matrix) / max(1, matrix.sum()):.2f}',
-                f'{miou:.2f}',
+                miou,
                 f'{subject.classes[label]} as {subject.classes[prediction]}',
             ]
         )
