@@ -287,6 +287,79 @@ def test_literal_readings_of_dpanet_are_lines(key, convolutions, widths, maximum
     assert sum(p.numel() for name, p in named if 'conv_seg' not in name) == parameters
 
 
+@pytest.mark.parametrize(
+    ('page', 'config', 'stem', 'rows'),
+    [
+        (
+            'cross_cooperative_learning',
+            PAIR,
+            (7, 7),
+            {
+                'stem of ResNet-101',
+                'where in a layer it is exchanged',
+                'low-level feature',
+                'ensemble',
+            },
+        ),
+        ('dpanet', DPANET, None, {'backbone'}),
+    ],
+)
+def test_choices_that_the_papers_do_not_disclose(page, config, stem, rows):
+    decided = {row[0]: row[1] for row in cells(section(page, '## Decisions')) if len(row) == 3}
+    assert rows | {'dropout', 'batch norm', 'the poly rate'} <= set(decided)
+    with torch.device('meta'):
+        model = MODELS.build(load_config(str(ROOT / config)).model)
+    modules = list(model.modules())
+    norms = [module for module in modules if isinstance(module, torch.nn.SyncBatchNorm)]
+    assert {norm.momentum for norm in norms} == {0.1}
+    assert 'momentum 0.1' in decided['batch norm']
+    dropouts = {m.p for m in modules if isinstance(m, (torch.nn.Dropout, torch.nn.Dropout2d))}
+    assert dropouts == {0.1}
+    assert decided['dropout'].startswith('0.1')
+    assert 'without multi-grid' in decided.get('output stride, rates', decided.get('backbone'))
+    resnet = model.backbone
+    if page == 'cross_cooperative_learning':
+        xception, resnet = resnet.networks['top'], resnet.networks['bottom']
+        last = [m for m in xception.exit_flow[1].modules() if getattr(m, 'groups', 1) > 1]
+        assert len({conv.dilation for conv in last}) == 1
+        epsilons = [
+            {m.eps for m in part.modules() if isinstance(m, torch.nn.SyncBatchNorm)}
+            for part in (xception, resnet)
+        ]
+        assert epsilons == [{1e-3}, {1e-5}]
+    last = [block.conv2.dilation for block in resnet.layer4]
+    assert len(set(last[1:])) == 1
+    if stem is None:
+        assert [m.kernel_size for m in resnet.stem if hasattr(m, 'kernel_size')] == [(3, 3)] * 3
+        assert '(V1c)' in decided['backbone']
+    else:
+        assert resnet.conv1.kernel_size == stem
+
+
+def test_maps_are_exchanged_behind_their_relu():
+    """All but the head's input, and so is Xception's low-level map."""
+    low_level, _ = mmseg_coop.models.Xception(depth=41, out_indices=(1, 4))(
+        torch.rand(1, 3, 33, 33)
+    )
+    assert low_level.min() >= 0
+    head = cross_coop_aspp_head.DeepLabV3PlusHead(
+        in_channels=6, low_level_in_channels=5, low_level_channels=4, channels=8, num_classes=2
+    ).eval()
+    steps, sent, offered = (
+        head.steps([torch.randn(1, 5, 16, 16), torch.randn(1, 6, 9, 9)]),
+        None,
+        [],
+    )
+    with contextlib.suppress(StopIteration):
+        while True:
+            site, sent = steps.send(sent)
+            offered.append((site, sent.min().item()))
+    (first, low), *others = offered
+    assert (first, low < 0) == ('input', True)
+    assert {site for site, _ in others} == {'aspp', 'aspp_output', 'low_level', 'decoder'}
+    assert all(smallest >= 0 for _, smallest in others)
+
+
 @pytest.fixture(scope='module')
 def paper_tables():
     """The tables of the papers, as paper_tables.py reads them."""
