@@ -10,11 +10,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from torch.nn import functional
 
-from mmseg_coop.utils import check_data, forget_pretrained
+from mmseg_coop.utils import build_runner, check_data, forget_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
@@ -172,15 +171,17 @@ def train_validate_and_test(path, mini_data, tmp_path):
     cfg.default_hooks.checkpoint = None
     cfg.work_dir = str(tmp_path)
     cfg.experiment_name = path.stem
-    cfg.log_level = 'ERROR'
+    cfg.log_level, cfg.launcher = 'WARNING', 'none'
     check_data(cfg)
 
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     before = {k: v.clone() for k, v in runner.model.state_dict().items() if 'conv_seg' in k}
     runner.train()
     after = runner.model.state_dict()
     assert all(not torch.equal(before[key], after[key]) for key in before)
     assert all(value.isfinite().all() for value in after.values())
+    (log,) = tmp_path.glob('*/*.log')
+    assert not re.search('custom_keys|param_scheduler', log.read_text())  # no false alarm
     metrics = runner.test()
     outputs = getattr(runner.model, 'output_names', ())
     assert 0 <= metrics['mIoU'] <= 100

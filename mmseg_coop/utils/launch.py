@@ -13,6 +13,7 @@ from mmseg.registry import RUNNERS
 
 from .build_errors import config_errors
 from .config_check import ConfigError
+from .run_check import RunCheckHook
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -22,14 +23,17 @@ def build_runner(cfg: Config) -> Runner:
         cfg: Config of a run, with ``launcher``.
 
     Returns:
-        The runner, of the class that ``runner_type`` names if it is set.
+        The runner, of the class that ``runner_type`` names if it is set. It checks, before it
+        starts, that its parts agree; see :class:`RunCheckHook`.
 
     Raises:
         ConfigError: A part of the config cannot be built.
     """
     _init_cpu_process_group(cfg)
     with config_errors(cfg):
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(RunCheckHook())
+    return runner
 
 
 def _init_cpu_process_group(cfg: Config) -> None:
