@@ -24,7 +24,7 @@ def build_runner(cfg: Config) -> Runner:
 
     Returns:
         The runner, of the class that ``runner_type`` names if it is set. It checks, before it
-        starts, that its parts agree; see :class:`RunCheckHook`.
+        starts, that its parts agree.
 
     Raises:
         ConfigError: A part of the config cannot be built.
