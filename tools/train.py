@@ -8,6 +8,7 @@ import sys
 
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.runner import find_latest_checkpoint
 
 from mmseg_coop.datasets import DataFault
 from mmseg_coop.engine import CheckpointError, NumericFaultError
@@ -19,6 +20,7 @@ from mmseg_coop.utils import (
     config_errors,
     export_local_rank,
     load_config,
+    lock_work_dir,
     set_data_faults,
     short_errors,
 )
@@ -62,10 +64,11 @@ def prepare(args: argparse.Namespace) -> Config:
         for key in ('val_cfg', 'val_dataloader', 'val_evaluator'):
             cfg.pop(key, None)
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-        if args.resume != 'auto' and not osp.isfile(args.resume):
-            raise FileNotFoundError(f'--resume: checkpoint {args.resume!r} does not exist.')
+        file = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        if file is not None:  # otherwise it starts as the config says
+            if '://' not in file and not osp.isfile(file):
+                raise FileNotFoundError(f'--resume: checkpoint {file!r} does not exist.')
+            cfg.resume, cfg.load_from = True, file
     if args.amp:
         if get_device() == 'cpu':
             raise ValueError(
@@ -92,9 +95,10 @@ def main() -> None:
     export_local_rank(args)
     with short_errors():
         cfg = prepare(args)
+        lock = lock_work_dir(cfg)
         runner = build_runner(cfg)
     try:
-        with config_errors(cfg):
+        with lock, config_errors(cfg):
             runner.train()
     except (
         ConfigError,

@@ -93,7 +93,8 @@ class ExactIterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
     has random numbers of its own, made from the seed and its number. So no state of a generator has
     to be stored, the number of workers does not matter, and a resumed run continues bit for bit on
     the CPU, without reading the images again that were seen before. An evaluation that was due at
-    the checkpoint, and is not in it, comes first.
+    the checkpoint, and is not in it, comes first. The gradients of an optimizer that accumulates
+    them are in the checkpoints of ``AtomicCheckpointHook``.
 
     Several processes draw the samples that one with the batch of all would draw. So with as many
     images an iteration in total, a run may go on with another number of processes; iterations with

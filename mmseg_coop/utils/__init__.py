@@ -11,7 +11,7 @@ from .config import forget_pretrained, load_config
 from .config_check import ConfigError, check_config
 from .data_check import check_data
 from .data_faults import set_data_faults
-from .launch import build_runner
+from .launch import build_runner, lock_work_dir
 
 __all__ = [
     'ConfigError',
@@ -23,6 +23,7 @@ __all__ = [
     'export_local_rank',
     'forget_pretrained',
     'load_config',
+    'lock_work_dir',
     'register_all_modules',
     'set_data_faults',
     'short_errors',

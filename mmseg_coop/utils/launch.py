@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +18,56 @@ from mmseg.registry import RUNNERS
 from .build_errors import config_errors
 from .config_check import ConfigError
 from .run_check import RunCheckHook
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: Where each launcher notes the rank of a process.
+_RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+def lock_work_dir(cfg: Config) -> ExitStack:
+    """Take the work directory for one training, before that writes anything there.
+
+    The lock is one of the operating system on the file ``.lock``, which ends with the process,
+    whatever ends it. Only the first of several processes takes it, since only that one writes.
+    Windows, and file systems that know no locks, go without.
+
+    Args:
+        cfg: Config of the run, with ``work_dir``.
+
+    Returns:
+        What holds the lock until it is left.
+
+    Raises:
+        ConfigError: Another training has it.
+    """
+    variable = _RANK_VARIABLES.get(cfg.get('launcher', 'none'), '')
+    if fcntl is None or os.environ.get(variable, '0') != '0':
+        return ExitStack()
+    folder = Path(cfg.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as lock:
+        file = lock.enter_context(open(folder / '.lock', 'a+'))
+        try:
+            # Unlike one by flock, it is not handed down to the workers of the data loaders, which
+            # outlive a killed process for some seconds.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise ConfigError(
+                    f'work_dir {str(folder)!r} is in use by another training ({file.read(100)}), '
+                    'whose checkpoints this one would overwrite. Wait for its end, or choose '
+                    'another folder with --work-dir.'
+                ) from None
+        else:
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {os.uname().nodename}')
+            file.flush()
+        return lock.pop_all()
 
 
 def build_runner(cfg: Config) -> Runner:

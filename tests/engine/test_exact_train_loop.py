@@ -100,7 +100,7 @@ class Kill(Hook):
         self._end('evaluation', runner.iter)
 
 
-def train(folder, *, workers=0, kill=None, look=None, seed=3):
+def train(folder, *, workers=0, kill=None, look=None, seed=3, accumulate=1):
     torch.manual_seed(0)  # of the weights
     loader = dict(
         num_workers=workers,
@@ -117,7 +117,9 @@ def train(folder, *, workers=0, kill=None, look=None, seed=3):
             **loader,
         ),
         train_cfg=dict(type='ExactIterBasedTrainLoop', max_iters=ITERATIONS, val_interval=4),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        optim_wrapper=dict(
+            accumulative_counts=accumulate, optimizer=dict(type='SGD', lr=0.01, momentum=0.9)
+        ),
         param_scheduler=[dict(type='PolyLR', power=0.9, end=20, by_epoch=False)],
         val_dataloader=dict(
             batch_size=2,
@@ -225,6 +227,21 @@ def test_a_resumed_run_ends_as_the_uninterrupted(kills, uninterrupted, tmp_path)
     assert_same(comparable(newest(folder)), comparable(newest(uninterrupted)))
     best, expected = (sorted(f.name for f in d.glob('best*')) for d in (folder, uninterrupted))
     assert best == expected
+
+
+@pytest.mark.parametrize('kill', [('before', 7), ('after', 8), ('evaluation', 4), ('after', 10)])
+def test_within_an_accumulation_too(kill, tmp_path, capfd):
+    """Steps follow iterations 5, 10 and, with what is left, 12."""
+    train(tmp_path / 'whole', accumulate=5)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / 'run', accumulate=5, kill=kill)
+    resumed = newest(tmp_path / 'run')
+    assert ('accumulation' in resumed) == (resumed['meta']['iter'] % 5 > 0)
+    train(tmp_path / 'run', accumulate=5)
+    whole, run = newest(tmp_path / 'whole'), newest(tmp_path / 'run')
+    assert_same(comparable(run), comparable(whole))
+    assert 'accumulation' not in run
+    assert 'gradient of some iterations is lost' not in ''.join(capfd.readouterr())
 
 
 def test_without_exactness_the_runs_would_differ(uninterrupted, tmp_path):

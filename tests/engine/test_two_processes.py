@@ -237,7 +237,9 @@ class ByHand:
         return self.logs[rank].read_text()
 
 
-def train(work_dir, *more, helpers, data_root, batch, processes=1, iterations=4, double=True):
+def train(
+    work_dir, *more, helpers, data_root, batch, processes=1, iterations=4, double=True, accumulate=1
+):
     words = [
         ROOT / 'tools/train.py', helpers / 'comparable.py', '--work-dir', work_dir, *more,
         *(['--launcher', 'pytorch'] if processes == 2 else []),
@@ -245,6 +247,7 @@ def train(work_dir, *more, helpers, data_root, batch, processes=1, iterations=4,
             data_root, f'train_dataloader.batch_size={batch}', f'train_cfg.max_iters={iterations}',
             'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=1',
             'default_hooks.checkpoint.max_keep_ckpts=-1', f'model.double={double}',
+            f'optim_wrapper.accumulative_counts={accumulate}',
         ),
     ]  # fmt: skip
     log = alone(*(torchrun(*words) if processes == 2 else words), helpers=helpers, cwd=work_dir)
@@ -299,6 +302,19 @@ def test_two_processes_train_as_one_with_the_doubled_batch(helpers, data_root, t
     lines = train(folders['resumed'], '--resume', checkpoint, batch=4, **common)
     assert [line[0] for line in lines] == ['3', '4']
     assert difference(expected, weights(folders['resumed'], 4)) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_go_on_within_an_accumulation(helpers, data_root, tmp_path):
+    """Each has gradients of its own until the step, and one file holds their mean."""
+    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+    common = dict(helpers=helpers, data_root=data_root, batch=2, processes=2, accumulate=4)
+    for folder, more in ((whole, ()), (resumed, ('--resume', whole / 'iter_2.pth'))):
+        folder.mkdir()
+        train(folder, *more, **common)
+    assert difference(weights(whole, 4), weights(whole, 2)) > 1e-3
+    assert difference(weights(whole, 4), weights(resumed, 4)) < 1e-10
 
 
 FAILURES = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import os.path as osp
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import mmengine.hooks
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import HOOKS
 
 from ..numeric_fault import NumericFaultError, non_finite, way_on
+from ..resume import accumulation, model_of, prepare_resume
 
 
 def write_aside(content: bytes, path: str | os.PathLike[str]) -> None:
@@ -39,16 +41,17 @@ def write_aside(content: bytes, path: str | os.PathLike[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OSError(
             error.errno, f'{error.strerror}; not written, earlier checkpoints are intact', str(path)
         ) from error
+    with suppress(OSError):  # Windows opens no folders, and many shares do not sync them
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 @register_backend('local_aside')
@@ -73,7 +76,12 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
     ``default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', ...))``. A local checkpoint,
     and the file ``last_checkpoint``, is written aside, synced and renamed. The oldest and the
     former best checkpoint are deleted when the new one is there, not before, for which the disk
-    needs room for one checkpoint more.
+    needs room for one checkpoint more. Only files that lie directly in the run's own folder are
+    deleted, whatever the checkpoint that it goes on from names.
+
+    Between two steps of an optimizer that accumulates gradients, a checkpoint holds the gradients
+    so far. A checkpoint from which the run cannot go on exactly, since it has no optimizer (as the
+    best ones), another model or another optimizer, is refused.
 
     A checkpoint with infinite values or NaN in weights, buffers, their moving average or the
     optimizer is not written but ends the training; the loss shows them an iteration later only.
@@ -85,6 +93,8 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
     last_ckpt: str | None
     best_ckpt_path: str | None
     best_ckpt_path_dict: dict[str, str | None]
+    _resumed: str | None = None
+    _accumulation: dict[str, Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Choose how to write, besides what mmengine does.
@@ -92,14 +102,23 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
         Args:
             runner: The runner.
         """
+        info = runner.message_hub.runtime_info
+        if 'keep_ckpt_ids' in info:  # a file's word: numbers only, which stay in the folder
+            numbers = [step for step in info['keep_ckpt_ids'] if type(step) is int]
+            runner.message_hub.update_info('keep_ckpt_ids', numbers)
         super().before_train(runner)
+        # The best one of another run, from which this one goes on, is not ours to delete.
+        if 'best_ckpt_path' in vars(self):
+            self.best_ckpt_path = self._own_best(self.best_ckpt_path)
+        elif self.save_best is not None:
+            self.best_ckpt_path_dict = {
+                key: self._own_best(path) for key, path in self.best_ckpt_path_dict.items()
+            }
         if self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend='local_aside')
         # Without it mmengine does not note a new best score of an evaluation that comes first.
-        self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
-        self._written = self.last_ckpt
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._constants = set(non_finite(dict(model.named_buffers())))
+        self.last_ckpt = self._written = self._resumed
+        self._constants = set(non_finite(dict(model_of(runner).named_buffers())))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Say what has changed since the run to be resumed was configured.
@@ -108,6 +127,9 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             runner: The runner.
             checkpoint: The checkpoint.
         """
+        if runner._resume:
+            self._resumed = runner._load_from or find_latest_checkpoint(runner.work_dir)
+            prepare_resume(runner, checkpoint, str(self._resumed))
         text = checkpoint.get('meta', {}).get('cfg')
         if not runner._resume or not text:
             return
@@ -118,7 +140,7 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that is not finite. The priority puts this last of all hooks.
+        """Refuse what is not finite; add what resuming needs. The priority makes this the last.
 
         Args:
             runner: The runner.
@@ -143,6 +165,10 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
                 f'these are not finite: {", ".join(faulty[:5])}{more}. '
                 + way_on(runner, self._written)
             )
+        if 'optimizer' in checkpoint and isinstance(runner.optim_wrapper, OptimWrapper):
+            checkpoint['optimizer']['type'] = type(runner.optim_wrapper.optimizer).__name__
+            if self._accumulation:
+                checkpoint['accumulation'] = self._accumulation
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = []
@@ -153,6 +179,7 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self.last_ckpt = self._path_of(step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        self._accumulation = accumulation(runner)
         runner.save_checkpoint(
             self.out_dir,
             self.filename_tmpl.format(step),
@@ -195,11 +222,15 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
     def _path_of(self, step: int) -> str:
         return str(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
 
+    def _own_best(self, path: str | None) -> str | None:
+        """Give the path if it is that of a best checkpoint in the folder of this run."""
+        if not isinstance(path, str) or not osp.basename(path).startswith('best_'):
+            return None
+        return path if osp.realpath(osp.dirname(path)) == osp.realpath(self.out_dir) else None
+
     def _delete(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # as deepspeed writes them
-            self.file_backend.rmtree(path)
 
 
 def changes_of_config(old: Config, new: Config) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -55,7 +56,9 @@ class Scores(Hook):
             checkpoint.after_val_epoch(runner, dict(mIoU=self.scores[runner.iter]))
 
 
-def train(work_dir, *, hooks=(), max_iters=4, model=None, optim_wrapper=None, **checkpoint):
+def train(
+    work_dir, *, hooks=(), max_iters=4, model=None, optim_wrapper=None, load_from=None, **checkpoint
+):
     runner = Runner(
         model=model or Toy(),
         work_dir=str(work_dir),
@@ -73,6 +76,7 @@ def train(work_dir, *, hooks=(), max_iters=4, model=None, optim_wrapper=None, **
         custom_hooks=list(hooks),
         default_scope='mmseg',
         experiment_name=f'run_{next(NUMBERS)}',  # the log of each is its own
+        load_from=load_from and str(load_from),
         resume=True,
     )
     runner.train()
@@ -141,6 +145,86 @@ def test_several_kinds_of_best(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+# Whose files are deleted
+# -----------------------
+
+
+def test_the_best_of_another_run_stays(tmp_path):
+    """A run that goes on in another folder has a better one, and keeps fewer checkpoints."""
+    old, new = tmp_path / 'old', tmp_path / 'new'
+    best = dict(save_best='mIoU', rule='greater', max_keep_ckpts=2)
+    train(old, max_iters=2, hooks=[Scores([0.3, 0.2])], **best)
+    before = files(old)
+    assert before == ['best_mIoU_iter_0.pth', 'iter_1.pth', 'iter_2.pth', 'last_checkpoint']
+    scores = Scores([0.3, 0.2, 0.4, 0.5])
+    train(new, load_from=old / 'iter_2.pth', hooks=[scores], **{**best, 'max_keep_ckpts': 1})
+    assert files(old) == before
+    # In its own folder only the new best one is left.
+    assert files(new) == ['best_mIoU_iter_3.pth', 'iter_4.pth', 'last_checkpoint']
+
+
+class Claim(Hook):
+    """Makes a run believe what a checkpoint that it goes on from could say."""
+
+    def __init__(self, **info):
+        self.info = info
+
+    def before_run(self, runner):
+        for key, value in self.info.items():
+            runner.message_hub.update_info(key, value)
+
+
+@pytest.mark.parametrize('several', [False, True])
+@pytest.mark.parametrize(
+    ('claimed', 'deleted'),
+    [
+        ('run/best_old.pth', True),
+        ('link/best_old.pth', True),  # the same folder by another name
+        ('other/best_old.pth', False),
+        ('run/../other/best_old.pth', False),
+        ('run/sub/best_old.pth', False),
+        ('run/iou.jsonl', False),
+        ('run/best_folder', False),
+        ('other/best_folder', False),
+        ('run', False),
+        ('run/..', False),
+        ('', False),
+    ],
+)
+def test_only_best_checkpoints_of_the_own_folder_are_deleted(claimed, deleted, several, tmp_path):
+    for folder in ('run', 'other', 'run/sub'):
+        for name in ('best_old.pth', 'iou.jsonl', 'best_folder/file'):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    (tmp_path / 'link').symlink_to('run')
+    target = (tmp_path / claimed).resolve()
+    before = {path for path in tmp_path.rglob('*') if path.is_file()}
+    best = dict(save_best=['mIoU', 'acc'], rule='greater') if several else dict(save_best='mIoU')
+    name = 'best_ckpt_mIoU' if several else 'best_ckpt'
+
+    class Both(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            hook = next(h for h in runner.hooks if isinstance(h, AtomicCheckpointHook))
+            hook.after_val_epoch(runner, dict(mIoU=0.5, acc=0.5))
+
+    claim = Claim(**{name: str(tmp_path) + f'/{claimed}' if claimed else ''})
+    train(tmp_path / 'run', max_iters=1, hooks=[claim, Both()], **best)
+    assert (tmp_path / 'run/best_mIoU_iter_0.pth').is_file()
+    gone = {path for path in before if not path.exists()}
+    assert gone == ({target} if deleted else set())
+
+
+def test_numbers_of_old_checkpoints_are_numbers(tmp_path):
+    (tmp_path / 'victim.pth').touch()
+    (tmp_path / 'run/iter_').mkdir(parents=True)  # so that the path exists
+    (tmp_path / 'run/iter_7.pth').touch()
+    claim = Claim(keep_ckpt_ids=['/../../victim', 7])
+    train(tmp_path / 'run', max_iters=1, hooks=[claim], max_keep_ckpts=1)
+    assert (tmp_path / 'victim.pth').exists()
+    assert files(tmp_path / 'run') == ['iter_1.pth', 'last_checkpoint']
+
+
 class Limit(Hook):
     """Limits the size of files before an iteration."""
 
@@ -199,6 +283,25 @@ def test_a_full_disk_leaves_the_old_file(fails_at, tmp_path, monkeypatch):
     assert files(tmp_path) == ['a.pth']
 
 
+@pytest.mark.parametrize('refuses', ['fsync', 'open'])
+def test_a_folder_that_cannot_be_synced_is_no_fault(refuses, tmp_path, monkeypatch):
+    """Many shares refuse to sync one (EINVAL), and Windows to open one (EACCES)."""
+    original = getattr(os, refuses)
+
+    def refuse(what, *more):
+        if stat.S_ISDIR(os.stat(what).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return original(what, *more)
+
+    with monkeypatch.context() as share:
+        share.setattr(os, refuses, refuse)
+        with pytest.raises(OSError, match='Invalid argument'):  # the stand-in refuses
+            os.fsync(os.open(tmp_path, os.O_RDONLY))
+        write_aside(b'whole', tmp_path / 'a.pth')
+    assert (tmp_path / 'a.pth').read_bytes() == b'whole'
+    assert files(tmp_path) == ['a.pth']
+
+
 def test_what_a_kill_leaves_is_overwritten(tmp_path):
     (tmp_path / '.a.pth.part').write_bytes(b'half')
     write_aside(b'whole', tmp_path / 'a.pth')
@@ -209,11 +312,15 @@ def test_a_changed_config_is_said_before_training_starts():
     said = []
     runner = SimpleNamespace(
         _resume=True,
+        _load_from='old.pth',
+        model=Toy(),
+        optim_wrapper=None,
+        param_schedulers=None,
         cfg=Config(dict(train_dataloader=dict(batch_size=4), train_cfg=dict(max_iters=9))),
         logger=SimpleNamespace(warning=said.append),
     )
     old = Config(dict(train_dataloader=dict(batch_size=8), train_cfg=dict(max_iters=9)))
-    checkpoint = dict(meta=dict(cfg=old.pretty_text))
+    checkpoint = dict(meta=dict(cfg=old.pretty_text), message_hub={}, optimizer={})
     AtomicCheckpointHook(interval=1).after_load_checkpoint(runner, checkpoint)
     assert said == [
         'The config is not that of the run to be resumed:\n'
@@ -221,7 +328,7 @@ def test_a_changed_config_is_said_before_training_starts():
     ]
     runner.cfg = old
     AtomicCheckpointHook(interval=1).after_load_checkpoint(runner, checkpoint)
-    AtomicCheckpointHook(interval=1).after_load_checkpoint(runner, dict(state_dict={}))
+    AtomicCheckpointHook(interval=1).after_load_checkpoint(runner, {**checkpoint, 'meta': {}})
     runner._resume, runner.cfg = False, Config({})  # fine-tuning: another config is the purpose
     AtomicCheckpointHook(interval=1).after_load_checkpoint(runner, checkpoint)
     assert len(said) == 1
