@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 IMAGES = 7
 #: What the two runs must not differ in: batch norm, which sees the batch of one process, and
-#: dropout, which every process draws for itself.
+#: dropout, which every process draws for itself. The mean of the loss is over all pixels: one over
+#: labelled pixels weighs those of a process by how many it has.
 COMPARABLE = f"""
 _base_ = [{str(CONFIG)!r}]
 custom_imports = dict(imports=['mmseg_coop', 'helpers'], allow_failed_imports=False)
@@ -35,7 +36,7 @@ norm = dict(_delete_=True, type='GN', num_groups=1)
 model = dict(
     type='Precise',
     backbone=dict(networks=dict(top=dict(norm_cfg=norm), bottom=dict(norm_cfg=norm))),
-    decode_head=dict(norm_cfg=norm, dropout_ratio=0),
+    decode_head=dict(norm_cfg=norm, dropout_ratio=0, loss_decode=dict(avg_non_ignore=False)),
 )
 randomness = dict(seed=1)
 """
