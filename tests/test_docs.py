@@ -255,7 +255,6 @@ default_hooks = dict(checkpoint=dict(interval=2))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     'page',
     # What README and index have is run by the demo and other tests.

@@ -89,7 +89,6 @@ def mim(python, tmp_path_factory):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=280,
         )
         return done.returncode, done.stdout
 

@@ -49,7 +49,6 @@ def run(*command: object, cwd: Path) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

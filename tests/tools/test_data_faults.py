@@ -85,7 +85,6 @@ def run(*args, folder):
         encoding='utf-8',
         capture_output=True,
         check=False,
-        timeout=200,
     )
 
 

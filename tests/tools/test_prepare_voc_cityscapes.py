@@ -5,6 +5,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,7 @@ def start(tool, *arguments, **kwargs):
 
 
 def finish(process, code):
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == code, out + err
     return out, err
 
@@ -364,6 +365,15 @@ def test_grey_labels_and_other_order_of_a_list_are_the_same_result(changed_voc):
     assert state(voc) == before
 
 
+def children(process):
+    return Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+
+
+def ignores_interrupts(pid):
+    (ignored,) = re.findall(r'SigIgn:\s+(\w+)', Path(f'/proc/{pid}/status').read_text())
+    return int(ignored, 16) >> signal.SIGINT - 1 & 1
+
+
 def start_and_hold(voc, sbd, jobs):
     """Starts a conversion that waits at the last of its nine labels, a pipe nobody writes to."""
     last = sbd / 'cls' / f'{AUG[-1]}.mat'
@@ -374,7 +384,10 @@ def start_and_hold(voc, sbd, jobs):
     while len(list(voc.glob('SegmentationClassAug/[!.]*.png'))) < 8:
         assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(0.3)  # until all processes wait
+    # Processes of --jobs leave interrupts to the first one once they have started.
+    for child in children(process) if jobs > 1 else ():
+        while not ignores_interrupts(child):
+            time.sleep(0.01)
     return process, arguments, last
 
 
@@ -407,9 +420,8 @@ def test_interrupted_conversion_goes_on(voc_sbd, converted_voc, signum, jobs):
 )
 def test_killed_process_of_several_is_told(voc_sbd):
     process, _, _ = start_and_hold(*voc_sbd, 2)
-    children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-    assert len(children) == 2
-    os.kill(int(children[0]), signal.SIGKILL)
+    first, _ = children(process)
+    os.kill(int(first), signal.SIGKILL)
     _, error = finish(process, 1)
     assert error.strip().startswith('error: a process of --jobs was killed')
     assert len(error.strip().splitlines()) == 1
