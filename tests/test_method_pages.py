@@ -167,6 +167,21 @@ def test_links_lead_to_files(page):
         assert (PAGES[page].parent / link).is_file(), link
 
 
+@pytest.mark.parametrize(
+    ('page', 'config'), [('cross_cooperative_learning', PAIR), ('dpanet', DPANET)]
+)
+def test_the_figure_shows_every_site_of_the_heads(page, config):
+    svg = (ROOT / f'docs/pictures/{page}.svg').read_text()
+    labels = re.findall(r'<!-- (.*) -->', svg)  # matplotlib draws letters as curves
+    with torch.device('meta'):
+        head = MODELS.build(load_config(str(ROOT / config)).model.decode_head)
+    networks = head.networks.values() if hasattr(head, 'networks') else [head]
+    for network in networks:
+        assert network.site_channels
+        for site in network.site_channels:
+            assert labels.count(site) == 1, site
+
+
 @pytest.mark.parametrize('page', PAPERS)
 def test_named_classes_files_and_configs_exist(page):
     places = [mmseg_coop.models, decode_heads, coop_head, cross_coop_aspp_head, mmcv.cnn]
