@@ -7,7 +7,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_positive
-from ._common import at_least_float32, check_channels, convolve, without_autocast
+from ._common import at_least_float32, check_map, convolve, without_autocast
 
 
 @MODELS.register_module()
@@ -64,8 +64,8 @@ class ChannelPoolAttention(nn.Module):
 
     def __init__(
         self,
-        *,
         in_channels: int,
+        *,
         similarity: str = 'subtract',
         maximum: str = 'row',
         qkv: str = 'identity',
@@ -95,9 +95,9 @@ class ChannelPoolAttention(nn.Module):
             Map in the shape and type of ``x``.
 
         Raises:
-            ValueError: The map does not have ``in_channels`` channels.
+            ValueError: It is no map, or does not have ``in_channels`` channels.
         """
-        check_channels('ChannelPoolAttention', x, self.in_channels)
+        check_map('ChannelPoolAttention', x, self.in_channels)
         with without_autocast(x.device.type):
             features = at_least_float32(x).flatten(2)
             query, key, value = [

@@ -10,7 +10,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from .._checks import check_all_positive, check_choice
-from ._common import at_least_float32, without_autocast
+from ._common import at_least_float32, check_map, without_autocast
 
 
 @MODELS.register_module()
@@ -42,7 +42,7 @@ class PoolUnit(nn.Module):
     bin_index: Tensor
     bin_count: Tensor
 
-    def __init__(self, *, sizes: Sequence[int], pooling: str = 'avg') -> None:
+    def __init__(self, sizes: Sequence[int], *, pooling: str = 'avg') -> None:
         super().__init__()
         check_sizes('sizes', sizes)
         check_choice('pooling', pooling, ('avg', 'max'))
@@ -69,7 +69,11 @@ class PoolUnit(nn.Module):
         Returns:
             Anchors, ``(N, C, T)`` in the type of ``x``, the grids in the order of ``sizes``, each
             row by row.
+
+        Raises:
+            ValueError: It is no map.
         """
+        check_map('PoolUnit', x)
         with without_autocast(x.device.type):
             features = at_least_float32(x)
             if self.pooling == 'avg':

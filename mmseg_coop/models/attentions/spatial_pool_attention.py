@@ -9,7 +9,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_positive
-from ._common import at_least_float32, check_channels, convolve, without_autocast
+from ._common import at_least_float32, check_map, convolve, without_autocast
 from .pool_unit import PoolUnit, check_sizes
 
 
@@ -57,7 +57,7 @@ class SpatialPoolAttention(nn.Module):
 
     Example:
         >>> import torch
-        >>> attention = SpatialPoolAttention(in_channels=16)
+        >>> attention = SpatialPoolAttention(16)
         >>> x = torch.rand(2, 16, 24, 31)
         >>> bool((attention(x) == x).all())
         True
@@ -71,8 +71,8 @@ class SpatialPoolAttention(nn.Module):
 
     def __init__(
         self,
-        *,
         in_channels: int,
+        *,
         key_sizes: Sequence[int] = (1, 4, 8, 10, 12),
         value_sizes: Sequence[int] = (1, 5, 7, 9, 13),
         qkv: str = 'identity',
@@ -120,9 +120,9 @@ class SpatialPoolAttention(nn.Module):
             Map in the shape and type of ``x``.
 
         Raises:
-            ValueError: The map does not have ``in_channels`` channels.
+            ValueError: It is no map, or does not have ``in_channels`` channels.
         """
-        check_channels('SpatialPoolAttention', x, self.in_channels)
+        check_map('SpatialPoolAttention', x, self.in_channels)
         with without_autocast(x.device.type):
             features = at_least_float32(x)
             query, keys, values = self._project(features)

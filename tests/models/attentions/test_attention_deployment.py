@@ -134,6 +134,33 @@ def test_exports_through_dynamo(name, dynamic, tmp_path):
     check_onnx(module, str(tmp_path / 'module.onnx'), sizes)
 
 
+@pytest.mark.skipif(
+    not HAS_DYNAMO_EXPORTER, reason='torch.export of this torch knows no dynamic shapes like these'
+)
+@pytest.mark.parametrize('name', MODULES)
+@torch.no_grad()
+def test_exports_as_a_program_for_any_size(name):
+    module = build(name)
+    sizes = dict(x={2: torch.export.Dim('height', min=2), 3: torch.export.Dim('width', min=2)})
+    exported = torch.export.export(module, (torch.randn(2, 8, 20, 15),), dynamic_shapes=sizes)
+    for size in [(20, 15), (7, 30), (3, 5)]:
+        x = 0.3 * torch.randn(2, 8, *size)
+        torch.testing.assert_close(exported.module()(x), module(x))
+
+
+@pytest.mark.parametrize('shape', [(8, 12, 17), (2, 12, 8), (1, 2, 8, 12, 17)])
+@pytest.mark.parametrize('name', MODULES)
+def test_what_is_no_map_is_refused_by_its_dimensions(name, shape):
+    message = rf'takes maps \(N, C, H, W\) but got {len(shape)} dimensions.*unsqueeze'
+    with pytest.raises(ValueError, match=message):
+        build(name)(torch.rand(shape))
+
+
+def test_the_first_argument_may_be_positional():
+    assert SpatialPoolAttention(64).in_channels == ChannelPoolAttention(64).in_channels == 64
+    assert PoolUnit((1, 2)).num_anchors == 5
+
+
 class RecordTypes(TorchDispatchMode):
     """Notes the types that products and softmax run in."""
 
