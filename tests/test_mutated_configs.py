@@ -216,6 +216,7 @@ def test_all_that_is_not_refused_runs_or_is_refused_by_name(name, data_root, tmp
         ({'model.backbone.networks.top.depht': 18}, 'depht is unknown for ResNetV1c'),
         ({'model.decode_head.type': 'CrossCoopASPHead'}, 'did you mean CrossCoopASPPHead'),
         ({'train_dataloader.batch_size': -2}, 'train_dataloader.batch_size is -2; give a number'),
+        ({'train_cfg.val_interval': 0}, 'train_cfg.val_interval is 0; give a number from 1 on'),
         (
             {'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': True},
             'train_dataloader.persistent_workers is True, but train_dataloader.num_workers is 0',

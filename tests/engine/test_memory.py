@@ -120,6 +120,7 @@ def measured_cfg(small_cfg):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_two_thousand_iterations_need_what_four_hundred_do(measured_cfg, tmp_path):
     run = tmp_path / 'run'
     measured = measure(measured_cfg(run, 2000, every=100), range(400, 2001, 400))

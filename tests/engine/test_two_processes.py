@@ -307,7 +307,6 @@ def test_two_processes_train_as_one_with_the_doubled_batch(helpers, data_root, t
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_two_processes_go_on_within_an_accumulation(helpers, data_root, tmp_path):
     """Each has gradients of its own until the step, and one file holds their mean."""
     whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
