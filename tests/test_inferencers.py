@@ -176,15 +176,39 @@ def test_all_models_are_listed():
     assert sorted(names) == sorted(present)
 
 
-def test_centre_crop_of_the_evaluation(checkpoint, image):
-    # As configured the crop is predicted, and the visualizer shows the crop of the image.
+@pytest.fixture
+def cropped():
+    """A config that evaluates the centre crop, as those of VOC do."""
     cfg = Config.fromfile(MINI)
-    crop = dict(type='EvalCenterCrop', crop_size=(48, 48))
-    cfg.test_pipeline = [*cfg.test_pipeline[:-1], crop, cfg.test_pipeline[-1]]
+    resize = dict(type='Resize', scale=(256, 64), keep_ratio=True)
+    crop = dict(type='EvalCenterCrop', crop_size=(64, 64))
+    cfg.test_pipeline = [*cfg.test_pipeline[:-1], resize, crop, cfg.test_pipeline[-1]]
     cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
-    result = MMSegInferencer(model=cfg, weights=checkpoint, device='cpu')(image, return_vis=True)
-    assert result['predictions'].shape == (48, 48)
-    assert result['visualization'].shape[1] == 4 * 5 * 48 + 3 * 4
+    return cfg
+
+
+def test_images_are_segmented_whole_where_the_evaluation_crops(cropped, checkpoint, image):
+    inferencer = MMSegInferencer(model=cropped.copy(), weights=checkpoint, device='cpu')
+    result = inferencer(image, return_vis=True)
+    assert result['predictions'].shape == (60, 80)
+    assert result['visualization'].shape[1] == 4 * 4 * 80 + 3 * 4
+    model = init_model(cropped, checkpoint, device='cpu')
+    for one in (image, cv2.imread(image)):
+        assert inference_model(model, one).pred_outputs.shape == (60, 80)
+
+
+def test_images_of_several_sizes_at_once(cropped, checkpoint, image):
+    images = [cv2.imread(image), cv2.imread(image)[:50, :66], cv2.imread(image)[10:, 20:]]
+    inferencer = MMSegInferencer(model=cropped.copy(), weights=checkpoint, device='cpu')
+    model = init_model(cropped, checkpoint, device='cpu')
+    alone = [inference_model(model, one) for one in images]
+    together = inferencer(images, batch_size=2, return_datasamples=True)
+    for found in (together, inference_model(model, images)):
+        assert [sample.pred_outputs.shape for sample in found] == [(60, 80), (50, 66), (50, 60)]
+        for sample, other in zip(found, alone, strict=True):
+            for name in NAMES:
+                equal = sample.pred_outputs.get(name) == other.pred_outputs.get(name)
+                assert equal.float().mean() > 0.999
 
 
 def test_every_test_pipeline_suits_the_inferencers():

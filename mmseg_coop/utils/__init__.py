@@ -7,7 +7,7 @@ from mmseg.utils import register_all_modules
 
 from .build_errors import config_errors
 from .cli import add_run_arguments, export_local_rank, short_errors
-from .config import forget_pretrained, load_config
+from .config import forget_pretrained, image_size, load_config
 from .config_check import ConfigError, check_config
 from .data_check import check_data
 from .data_faults import set_data_faults
@@ -22,6 +22,7 @@ __all__ = [
     'config_errors',
     'export_local_rank',
     'forget_pretrained',
+    'image_size',
     'load_config',
     'lock_work_dir',
     'register_all_modules',

@@ -53,6 +53,30 @@ def load_config(
     return cfg
 
 
+def image_size(cfg: Config) -> tuple[int, int]:
+    """Size of the images that a model is trained on.
+
+    Args:
+        cfg: Config.
+
+    Returns:
+        Height and width: ``crop_size``, or else ``size`` of the data preprocessor.
+
+    Raises:
+        ValueError: The config has neither.
+    """
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    size = cfg.get('crop_size') or preprocessor.get('size')
+    if size is None:
+        raise ValueError(
+            'the config says no size of images: it has neither crop_size nor '
+            'model.data_preprocessor.size, each (height, width); add one or, where the tool takes '
+            'it, give --size HxW.'
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
 def forget_pretrained(model: dict[str, Any]) -> None:
     """Make a model config load no pretrained weights, in place.
 

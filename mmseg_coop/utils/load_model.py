@@ -25,9 +25,8 @@ def load_model(cfg: Config, checkpoint: str, *, device: str = 'cpu') -> BaseSegm
     state dicts among them, and refuses weights that do not fit.
 
     Args:
-        cfg: Config. The model that is returned holds it as ``cfg``, with a ``test_pipeline`` for
-            whole images: without labels, and without :class:`EvalCenterCrop`, which cuts off what
-            the evaluation does not look at.
+        cfg: Config. The model that is returned holds it as ``cfg``, with a ``test_pipeline``
+            without labels, which gives whole images (see :class:`EvalCenterCrop`).
         checkpoint: File, or an address that mmengine reads.
         device: Where the model goes. Defaults to ``'cpu'``.
 
@@ -52,7 +51,7 @@ def load_model(cfg: Config, checkpoint: str, *, device: str = 'cpu') -> BaseSegm
     cfg.test_pipeline = [
         transform
         for transform in cfg.test_dataloader.dataset.pipeline
-        if transform['type'] not in ('LoadAnnotations', 'LoadSegAnnotations', 'EvalCenterCrop')
+        if transform['type'] not in ('LoadAnnotations', 'LoadSegAnnotations')
     ]
     model.cfg = cfg
     return model.to(device).eval()

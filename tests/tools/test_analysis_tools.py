@@ -128,6 +128,22 @@ def test_get_flops_refuses_wrong_arguments(call, tmp_path, arguments, message):
     assert (tmp_path / 'there.json').read_text() == 'mine'
 
 
+def test_size_without_crop_size_is_that_of_the_data_preprocessor(
+    call, tmp_path, monkeypatch, capfd
+):
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f'_base_ = {str(MINI)!r}\ncrop_size = None\n'
+        'model = dict(data_preprocessor=dict(size=(48, 64)))\n'
+    )
+    monkeypatch.setattr(sys, 'argv', ['get_flops.py', str(config)])
+    runpy.run_path(str(TOOLS / 'get_flops.py'), run_name='__main__')
+    assert 'config, 1 x 3 x 48 x 64' in capfd.readouterr().out.splitlines()
+    config.write_text(config.read_text().replace('(48, 64)', 'None'))
+    message = call('get_flops.py', config)
+    assert 'it has neither crop_size nor model.data_preprocessor.size' in message
+
+
 def test_a_convolution_is_counted_as_its_formula_says():
     sys.path.insert(0, str(TOOLS))
     try:

@@ -271,6 +271,42 @@ def test_program_of_networks_that_cooperate(export, work, model, tmp_path):
         np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4 * np.abs(expected).max())
 
 
+#: Networks whose coarsest map is 32 times as small as the image: one pixel at 32, two at 33.
+STRIDE_32 = {
+    'model.backbone.networks.top.strides': (1, 2, 2, 2),
+    'model.backbone.networks.top.dilations': (1, 1, 1, 1),
+    'model.backbone.networks.bottom.strides': (1, 2, 2, 2, 1, 2, 1),
+    'model.backbone.networks.bottom.dilations': (1, 1, 1, 1, 1, 1, 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(getattr(torch.export, 'Dim', None), 'AUTO'), reason='needs torch >= 2.6'
+)
+def test_smallest_size_of_a_program_is_the_one_it_takes(export, tmp_path, capsys):
+    checkpoint = untrained(MINI, tmp_path / 'a.pth', STRIDE_32)
+    options = [f'{key}={value}'.replace(' ', '') for key, value in STRIDE_32.items()]
+    arguments = (MINI, checkpoint, '--dynamic', '--program', '--cfg-options', *options)
+    assert export(*arguments, '--size', '64x96') == ''
+    lines = capsys.readouterr().out.splitlines()
+    assert 'torch.export takes images of 33 x 33 or more' in lines
+    assert len([line for line in lines if '1 x 3 x 33 x 33: ' in line]) == len(NAMES)
+    program = torch.export.load(tmp_path / 'a.pt2').module()
+    rgb = rgb_batch(1, 33, 50)
+    cfg = Config.fromfile(MINI)
+    cfg.merge_from_dict(STRIDE_32)
+    expected = pytorch(load_model(cfg, str(checkpoint)), rgb)
+    for name, logits in zip(NAMES, program(torch.from_numpy(rgb)), strict=True):
+        bound = 1e-4 * np.abs(expected[name]).max()
+        np.testing.assert_allclose(logits.numpy(), expected[name], atol=bound)
+    with pytest.raises(AssertionError, match='>= 33'):
+        program(torch.from_numpy(rgb_batch(1, 32, 50)))
+    message = export(*arguments, '--size', '32x32', '--overwrite')
+    assert 'torch.export frees the sides up to' in message
+    assert 'give a greater --size' in message
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('arguments', [(), ('--dynamic',)], ids=['fixed', 'dynamic'])
 def test_dynamo_exporter(export, work, model, tmp_path, arguments):
@@ -300,6 +336,16 @@ def test_dynamo_exporter(export, work, model, tmp_path, arguments):
 )
 def test_export_refuses_wrong_arguments(export, work, arguments, message):
     assert message in export(work / 'mini_resized.py', work / 'model.pth', *arguments)
+
+
+def test_size_without_crop_size_is_that_of_the_data_preprocessor(export, work, tmp_path):
+    (tmp_path / 'config.py').write_text(
+        f'_base_ = {str(work / "mini_resized.py")!r}\ncrop_size = None\n'
+        'model = dict(data_preprocessor=dict(size=(48, 64)))\n'
+    )
+    out = tmp_path / 'a.onnx'
+    assert export(tmp_path / 'config.py', work / 'model.pth', '--out', out) == ''
+    assert session_of(out).get_inputs()[0].shape == [1, 3, 48, 64]
 
 
 def test_export_refuses_a_checkpoint_of_another_model(export, work, tmp_path):

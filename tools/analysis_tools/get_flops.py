@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 from _report import claim
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmseg_coop.models.decode_heads.cross_coop_aspp_head import DeepLabV3PlusHead
-from mmseg_coop.utils import forget_pretrained, load_config, short_errors
+from mmseg_coop.utils import forget_pretrained, image_size, load_config, short_errors
 
 #: Layers of DeepLabV3PlusHead by the part of the network that the papers count them to.
 LAYERS = dict(
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs of models')
     parser.add_argument(
-        '--size', metavar='HxW', help='size of the image; default: the training crop of the config'
+        '--size', metavar='HxW', help='size of the image; default: that of the training'
     )
     parser.add_argument(
         '--json', type=Path, metavar='FILE', help='also write the figures to this file'
@@ -128,13 +128,10 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, dict[str, float]
     return {**parts, 'total': dict(params=params, gmac=total)}
 
 
-def read_size(text: str | None, cfg: dict) -> tuple[int, int]:
-    """Size of the image from the command line, or the crop of the config."""
+def read_size(text: str | None, cfg: Config) -> tuple[int, int]:
+    """Size of the image from the command line, or that of the training."""
     if text is None:
-        crop = cfg.get('crop_size')
-        if crop is None:
-            raise ValueError('the config has no crop_size; give --size HxW.')
-        return int(crop[0]), int(crop[1])
+        return image_size(cfg)
     try:
         height, width = (int(side) for side in text.split('x'))
         if min(height, width) < 1:

@@ -29,14 +29,14 @@ from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
 from mmseg_coop import __version__
-from mmseg_coop.utils import load_config, short_errors
+from mmseg_coop.utils import image_size, load_config, short_errors
 from mmseg_coop.utils.load_model import load_model
 
 Size = tuple[int, int]
 #: Takes images (N, 3, H, W), float32 RGB of 0 to 255, and returns the logits in the outputs' order.
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
-#: The smallest and largest side that a dynamic graph from torch.export takes.
-SIDES = (32, 8192)
+#: The smallest side that --size takes.
+SMALLEST_SIDE = 32
 
 
 def size(text: str) -> Size:
@@ -47,8 +47,8 @@ def size(text: str) -> Size:
         raise argparse.ArgumentTypeError(
             f'takes HEIGHTxWIDTH such as 513x513, not {text!r}'
         ) from None
-    if min(height, width) < SIDES[0]:
-        raise argparse.ArgumentTypeError(f'takes sides of at least {SIDES[0]}, not {text!r}')
+    if min(height, width) < SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(f'takes sides of at least {SMALLEST_SIDE}, not {text!r}')
     return height, width
 
 
@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
         help='file to write; default: beside the checkpoint, under its name',
     )
     parser.add_argument(
-        '--size', type=size, metavar='HxW', help='size of the image; default: crop of the config'
+        '--size', type=size, metavar='HxW', help='size of the image; default: that of the training'
     )
     parser.add_argument(
         '--dynamic',
@@ -219,10 +219,30 @@ def metadata(
 
 
 def free_sides() -> tuple[dict[int, Any]]:
-    """Dimensions of the image that torch.export leaves open."""
-    low, high = SIDES
-    names = {2: 'height', 3: 'width'}
-    return ({dim: torch.export.Dim(name, min=low, max=high) for dim, name in names.items()},)
+    """Dimensions of the image that torch.export leaves open, as far as the model allows."""
+    return (dict.fromkeys((2, 3), torch.export.Dim.AUTO),)
+
+
+def smallest_size(program: Any) -> Size:
+    """Smallest height and width that a program of torch.export with free sides takes.
+
+    Args:
+        program: The program, whose input is ``image``.
+
+    Raises:
+        ValueError: Its sides are not free.
+    """
+    image = next(node.meta['val'] for node in program.graph.nodes if node.name == 'image')
+    sides = [getattr(side, 'node', None) for side in image.shape[2:]]
+    bounds = [program.range_constraints.get(side.expr) if side else None for side in sides]
+    if any(bound is None or bound.upper < 2**20 for bound in bounds):
+        limits = ' x '.join(f'{bound.lower} to {bound.upper}' if bound else '?' for bound in bounds)
+        raise ValueError(
+            f'torch.export frees the sides up to {limits} only, because a map of the model has one '
+            'pixel a side or the like; give a greater --size, or leave --dynamic out.'
+        )
+    height, width = (int(bound.lower) for bound in bounds)
+    return height, width
 
 
 def export_onnx(
@@ -271,12 +291,13 @@ def export_onnx(
 
 def export_program(
     deployed: DeployedModel, example: Tensor, file: Path, dynamic: bool, values: dict[str, Any]
-) -> None:
+) -> Any:
     """Write the program of ``torch.export``, with the metadata as its extra file metadata.json."""
     program = torch.export.export(
         deployed, (example,), dynamic_shapes=free_sides() if dynamic else None
     )
     torch.export.save(program, file, extra_files={'metadata.json': json.dumps(values)})
+    return program
 
 
 def onnx_runner(file: Path, outputs: Sequence[str]) -> Run:
@@ -367,6 +388,12 @@ def require(args: argparse.Namespace) -> None:
         )
     if args.program and 'dynamic_shapes' not in _parameters(getattr(torch.export, 'export', None)):
         raise ValueError(f'--program needs torch >= 2.4, this is {torch.__version__}.')
+    of_program = args.program or args.exporter == 'dynamo'
+    if args.dynamic and of_program and not hasattr(torch.export.Dim, 'AUTO'):
+        raise ValueError(
+            f'--dynamic through torch.export needs torch >= 2.6, this is {torch.__version__}; '
+            'leave --dynamic out, or use --exporter trace without --program.'
+        )
 
 
 def _parameters(function: Any) -> set[str]:
@@ -406,16 +433,14 @@ def main() -> None:
         require(args)
         files = target_files(args)
         cfg = load_config(args.config, cfg_options=args.cfg_options)
-        height, width = args.size or cfg.get('crop_size') or (0, 0)
-        if not height:
-            raise ValueError('the config has no crop_size; give --size HxW.')
+        height, width = args.size or image_size(cfg)
         model = load_model(cfg, args.checkpoint)
         outputs = choose_outputs(model, args.outputs)
     deployed = DeployedModel(model, outputs).eval().requires_grad_(False)
     values = metadata(cfg, model, deployed, None if args.dynamic else (height, width))
     shapes = [(height, width)]
     if args.dynamic:  # another size, odd and in other proportions
-        shapes.append((max(SIDES[0], height * 3 // 4) | 1, (width + 18) | 1))
+        shapes.append((max(SMALLEST_SIDE, height * 3 // 4) | 1, (width + 18) | 1))
     free_batch = args.dynamic and args.exporter == 'trace'
     example = torch.rand(2 if free_batch else 1, 3, height, width) * 255
 
@@ -426,14 +451,18 @@ def main() -> None:
         parts = [Path(folder, file.name) for file in files]
         export_onnx(deployed, example, parts[0], args)
         add_metadata(parts[0], values)
-        runners = {'ONNX': (onnx_runner(parts[0], outputs), 2 if free_batch else 1)}
+        runs = {'ONNX': (onnx_runner(parts[0], outputs), 2 if free_batch else 1, shapes)}
         if args.program:
-            export_program(deployed, example[:1], parts[1], args.dynamic, values)
-            runners['torch.export'] = (program_runner(parts[1]), 1)
+            program = export_program(deployed, example[:1], parts[1], args.dynamic, values)
+            if args.dynamic:
+                with short_errors():
+                    shapes = [*shapes, smallest_size(program)]
+                print('torch.export takes images of {} x {} or more'.format(*shapes[-1]))
+            runs['torch.export'] = (program_runner(parts[1]), 1, shapes)
         with short_errors():
-            for what, (run, batch) in runners.items():
-                check(run, model, outputs, shapes, batch=batch, tolerance=args.tolerance, what=what)
-        del runners, run  # they keep the files open
+            for what, (run, batch, sizes) in runs.items():
+                check(run, model, outputs, sizes, batch=batch, tolerance=args.tolerance, what=what)
+        del runs, run  # they keep the files open
         for part, file in zip(parts, files, strict=True):
             os.replace(part, file)
             print(f'{file}: {file.stat().st_size / 2**20:.1f} MiB, outputs {", ".join(outputs)}')

@@ -12,6 +12,9 @@ from mmseg.registry import TRANSFORMS
 class EvalCenterCrop(CenterCrop):
     """Crop the centre of image and label and evaluate on the crop.
 
+    Only what is compared with a label is cropped: an image that comes without one, as mmseg's
+    inferencers load it, stays whole.
+
     mmseg resizes predictions to ``ori_shape``, which mmcv's ``CenterCrop`` leaves at the size of
     the file, so that prediction and cropped label no longer match. Here it follows the crop. Put it
     behind the loading of the label and the resizing: both are cropped alike.
@@ -23,11 +26,23 @@ class EvalCenterCrop(CenterCrop):
         """Crop.
 
         Args:
-            results: With ``img``, ``(H, W, 3)``, and ``gt_seg_map``, ``(H, W)``.
+            results: With ``img``, ``(H, W, 3)``, and ``gt_seg_map``, ``(H, W)``, if there is a
+                label.
 
         Returns:
-            The same, cropped, with ``img_shape``, ``pad_shape`` and ``ori_shape`` of the crop.
+            The same, cropped if there is a label, with ``img_shape``, ``pad_shape`` and
+            ``ori_shape`` of the crop.
+
+        Raises:
+            ValueError: The dataset names a label file that is not loaded yet.
         """
+        if 'gt_seg_map' not in results:
+            if 'seg_map_path' in results:
+                raise ValueError(
+                    f'EvalCenterCrop gets an image whose label {results["seg_map_path"]} is not '
+                    'loaded; put it behind LoadSegAnnotations or LoadAnnotations.'
+                )
+            return results
         results = super().transform(results)
         results['ori_shape'] = results['img'].shape[:2]
         return results

@@ -140,6 +140,29 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
             outputs[ENSEMBLE] = sum(outputs.values())
         return outputs
 
+    def val_step(self, data: dict[str, Any]) -> SampleList:
+        """Predict a batch.
+
+        Images of several sizes are predicted one by one: padded to one size, they would be
+        predicted differently, and mmseg's data preprocessor refuses them.
+
+        Args:
+            data: ``inputs``, the images, each ``(3, H, W)``, and their ``data_samples``.
+
+        Returns:
+            A sample an image, as described in the class.
+        """
+        if len({image.shape for image in data['inputs']}) == 1:
+            return super().val_step(data)
+        step = super().val_step
+        return [
+            sample
+            for index in range(len(data['inputs']))
+            for sample in step({key: part[index : index + 1] for key, part in data.items()})
+        ]
+
+    test_step = val_step
+
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
         """Logits of all networks at the size of the input.
 

@@ -61,6 +61,15 @@ def test_crop_takes_the_centre_and_moves_ori_shape(image):
     assert cropped['ori_shape'] == cropped['img_shape'] == (20, 40)
 
 
+def test_images_without_labels_are_not_cropped(image):
+    results = dict(img=image, ori_shape=(120, 160), img_shape=(60, 80))
+    whole = EvalCenterCrop(crop_size=(40, 20)).transform(dict(results))
+    assert whole['img'] is image
+    assert whole['ori_shape'] == (120, 160)
+    with pytest.raises(ValueError, match='label a.png is not loaded; put it behind LoadSegAnn'):
+        EvalCenterCrop(crop_size=(40, 20)).transform(dict(results, seg_map_path='a.png'))
+
+
 def test_the_papers_validation_crop_through_a_pipeline(image, tmp_path):
     import mmcv
 

@@ -140,6 +140,32 @@ def test_slide_over_one_window_is_whole_inference(coop_model_cfg):
         torch.testing.assert_close(model.slide_inference(image, metas), whole, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('step', ['val_step', 'test_step'])
+@pytest.mark.parametrize('mode', ['whole', 'slide'])
+def test_images_of_several_sizes_are_predicted_as_if_alone(coop_model_cfg, mode, step):
+    test_cfg = dict(mode=mode, crop_size=(48, 48), stride=(32, 32))
+    model = MODELS.build(coop_model_cfg(test_cfg=test_cfg)).eval()
+    sizes = [(64, 64), (65, 50), (64, 64)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+
+    def batch(*indices):
+        samples = [
+            SegDataSample(metainfo=dict(ori_shape=sizes[i], img_shape=sizes[i])) for i in indices
+        ]
+        return dict(inputs=[images[i] for i in indices], data_samples=samples)
+
+    with torch.no_grad():
+        found = getattr(model, step)(batch(0, 1, 2))
+        alone = [getattr(model, step)(batch(index))[0] for index in range(3)]
+    assert len(found) == 3
+    for size, sample, other in zip(sizes, found, alone, strict=True):
+        assert sample.output_names == ('top', 'bottom', 'ensemble')
+        assert torch.equal(sample.seg_logits.data, other.seg_logits.data)
+        for name in sample.output_names:
+            assert sample.pred_outputs.get(name).shape == (1, *size)
+            assert torch.equal(sample.pred_outputs.get(name), other.pred_outputs.get(name))
+
+
 def test_padding_flip_and_original_size_reach_every_output(coop_model_cfg):
     model = MODELS.build(coop_model_cfg()).eval()
     _, plain = predict(model, (64, 96), {})
