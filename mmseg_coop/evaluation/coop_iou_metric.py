@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 from mmengine.logging import MessageHub, MMLogger, print_log
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS
+from PIL import Image
 from prettytable import PrettyTable
 from torch import Tensor
 
@@ -37,8 +37,10 @@ class CoopIoUMetric(IoUMetric):
 
     Args:
         outputs: Outputs whose label maps are written to ``output_dir``: names, or ``'all'``, each
-            into a folder of its name. None writes the chosen one into ``output_dir`` itself.
-            Defaults to None.
+            into a folder of its name. None writes the chosen one into ``output_dir`` itself, and so
+            does ``'all'`` for a model with a single output. Defaults to None.
+        palette: Write the label maps as palette PNG in the colours of the dataset, as VOC's
+            evaluation server takes them. Defaults to False: as grey PNG, as mmseg does.
         iou_metrics: Some of ``'mIoU'``, ``'mDice'`` and ``'mFscore'``. Defaults to ``('mIoU',)``.
         ignore_index: Label of pixels that do not count. Defaults to 255.
         nan_to_num: What stands for the value of an absent class; None leaves it out of the mean.
@@ -59,6 +61,7 @@ class CoopIoUMetric(IoUMetric):
         self,
         *,
         outputs: Sequence[str] | str | None = None,
+        palette: bool = False,
         iou_metrics: Sequence[str] | str = ('mIoU',),
         ignore_index: int = 255,
         nan_to_num: float | None = None,
@@ -85,6 +88,7 @@ class CoopIoUMetric(IoUMetric):
             prefix=prefix,
         )
         self.outputs = outputs
+        self.palette = palette
         self._chosen = ''
         self._has_warned = False
 
@@ -146,19 +150,24 @@ class CoopIoUMetric(IoUMetric):
         return label
 
     def _write(self, sample: dict[str, Any], chosen: Tensor, maps: dict[str, Tensor]) -> None:
-        """Write label maps as 8-bit PNG, as mmseg does."""
+        """Write label maps as 8-bit PNG."""
         name = f'{Path(sample["img_path"]).stem}.png'
-        if self.outputs is None:
+        if self.outputs is None or (self.outputs == 'all' and not maps):
             files = {Path(name): chosen}
         else:
             wanted = list(maps) if self.outputs == 'all' else self.outputs
             wanted = [wanted] if isinstance(wanted, str) else wanted
             files = {Path(output, name): maps[output] for output in wanted}
+        # As mmseg does: the file's labels are the dataset's own, where 0 is no class.
+        shift = int(sample.get('reduce_zero_label', False))
         for file, label_map in files.items():
-            image = label_map.cpu().numpy()
-            if sample.get('reduce_zero_label', False):
-                image = image + 1
-            mmcv.imwrite(image.astype(np.uint8), str(Path(self.output_dir, file)))
+            image = Image.fromarray((label_map.cpu().numpy() + shift).astype(np.uint8))
+            if self.palette:
+                colors = [[0, 0, 0]] * shift + list(self.dataset_meta['palette'])
+                image.putpalette(np.array(colors, np.uint8).tobytes())
+            target = Path(self.output_dir, file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.save(target)
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """Compute the metrics of every output and print the table.

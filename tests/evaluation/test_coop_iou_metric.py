@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
+from PIL import Image
 
 from mmseg_coop.datasets import DataFault
 from mmseg_coop.evaluation import CoopIoUMetric
@@ -199,6 +200,27 @@ def test_an_image_without_a_label_is_named(tmp_path):
         evaluate(CoopIoUMetric(), samples)
     evaluate(CoopIoUMetric(format_only=True, output_dir=str(tmp_path)), samples)
     assert (tmp_path / '0.png').exists()
+
+
+def test_palette_of_written_labels(tmp_path):
+    samples = make_samples(count=1)
+    samples[0]['reduce_zero_label'] = True
+    metric = CoopIoUMetric(output_dir=str(tmp_path), palette=True, format_only=True)
+    metric.dataset_meta = dict(
+        classes=CLASSES, palette=[[i, 2 * i, 9] for i in range(len(CLASSES))]
+    )
+    metric.process({}, samples)
+    with Image.open(tmp_path / '0.png') as image:
+        labels = samples[0]['pred_outputs']['bottom'][0].numpy()
+        assert np.array_equal(np.array(image), labels + 1)
+        colors = np.array(image.convert('RGB'))
+    assert np.array_equal(colors, np.stack([labels, 2 * labels, np.full_like(labels, 9)], axis=-1))
+
+
+def test_all_outputs_of_a_model_with_one(tmp_path):
+    sample = {k: v for k, v in make_samples(count=1)[0].items() if 'output' not in k}
+    evaluate(CoopIoUMetric(output_dir=str(tmp_path), outputs='all', format_only=True), [sample])
+    assert [file.name for file in tmp_path.iterdir()] == ['0.png']
 
 
 def test_outputs_that_contradict_the_prediction_are_refused():

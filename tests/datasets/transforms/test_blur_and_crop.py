@@ -66,7 +66,7 @@ def test_images_without_labels_are_not_cropped(image):
     whole = EvalCenterCrop(crop_size=(40, 20)).transform(dict(results))
     assert whole['img'] is image
     assert whole['ori_shape'] == (120, 160)
-    with pytest.raises(ValueError, match='label a.png is not loaded; put it behind LoadSegAnn'):
+    with pytest.raises(ValueError, match=r'label a\.png is not loaded; put it behind LoadSegAnn'):
         EvalCenterCrop(crop_size=(40, 20)).transform(dict(results, seg_map_path='a.png'))
 
 
