@@ -127,22 +127,29 @@ def _check_label_size(dataset: Any, info: dict[str, Any], path: str) -> None:
     Predictions are resized to ``ori_shape``, so labels have to be of that size.
     """
     results: Any = {**info, 'sample_idx': 0}
+    fault = ''
     for index, step in enumerate(check_loading(dataset).get('pipeline', ())):
         transform = TRANSFORMS.build(step) if isinstance(step, dict) else step
         try:
             results = transform(results)
-        except ValueError:  # of the file or the transform's settings, which the run itself says
+        except (KeyError, ValueError):  # of the file or the settings, which the run itself says
             return
         if not isinstance(results, dict):
-            return
+            break
         label, size = results.get('gt_seg_map'), results.get('ori_shape')
-        if label is not None and size is not None and label.shape != tuple(size):
-            raise ConfigError(
+        if label is None or size is None:  # not loaded yet, or packed
+            continue
+        if label.shape == tuple(size):  # as EvalCenterCrop makes it
+            fault = ''
+        elif not fault:
+            fault = (
                 f'{path}.pipeline.{index} ({type(transform).__name__}) turns the label of '
                 f'{info["img_path"]} into {label.shape[0]}x{label.shape[1]}, but predictions are '
                 f'evaluated at {size[0]}x{size[1]} (height x width); load labels behind the '
                 'transforms that resize the image, and crop with EvalCenterCrop.'
             )
+    if fault:
+        raise ConfigError(fault)
 
 
 def _check_name(path: str) -> None:

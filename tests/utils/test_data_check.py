@@ -99,12 +99,18 @@ def test_labels_resized_in_an_evaluation_are_named_at_the_start(cityscapes, pipe
         (LOAD, RESIZE, LABELS, PACK),
         (OUR_LOAD, RESIZE, OUR_LABELS, PACK),
         (OUR_LOAD, OUR_LABELS, dict(type='EvalCenterCrop', crop_size=(2, 2)), PACK),
+        (LOAD, LABELS, RESIZE, dict(type='EvalCenterCrop', crop_size=(2, 2)), PACK),
         (LOAD, RESIZE, PACK),
         (LOAD, dict(type='TestTimeAug', transforms=[[RESIZE], [LABELS], [PACK]])),
     ],
 )
 def test_evaluations_whose_labels_keep_their_size_pass(cityscapes, pipeline):
     validate_with(cityscapes, *pipeline)
+
+
+def test_images_without_labels_pass(cityscapes):
+    del cityscapes.train_dataloader.dataset.datasets[0].data_prefix['seg_map_path']
+    validate_with(cityscapes, LOAD, LABELS, PACK)
 
 
 def test_a_file_that_cannot_be_used_is_left_to_the_run(cityscapes, tmp_path):
