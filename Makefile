@@ -22,7 +22,8 @@ help: ## show this list
 .PHONY: install
 install: $(STAMP) ## make the virtual environment and install the project with all it needs
 
-$(STAMP): setup.py pyproject.toml requirements.txt $(wildcard requirements/*.txt) mmseg_coop/version.py
+$(STAMP): setup.py pyproject.toml requirements.txt $(wildcard requirements/*.txt mmseg_coop/requirements/*.txt) \
+    mmseg_coop/version.py
 	@[ -x $(PY) ] || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	    echo "make: found $$($(PYTHON) --version 2>&1), needed is Python >= 3.10: make PYTHON=/path/to/python3" >&2; \
 	    exit 1; }

@@ -1,13 +1,12 @@
-"""Installs mmseg-coop, with the configs and tools that mim and ``mmseg_coop::…`` look for."""
+"""Adds the configs and tools that mim and ``mmseg_coop::…`` look for to what is installed."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -17,21 +16,6 @@ MIM = ('configs', 'tools', 'model-index.yml')  # what `mmseg_coop/.mim` holds, b
 # That is `mmseg_coop-0.1.0.dist-info`, where nothing of ours may be put (PEP 770). So a folder that
 # comes before it, and that cannot be taken for a module, holds `.mim` once more.
 BEFORE_DIST_INFO = f'{PACKAGE}+mim'
-
-
-def read_requirements(name: str) -> list[str]:
-    """Return the requirements that ``requirements/<name>.txt`` lists, without its comments."""
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines()
-    return [line.strip() for line in lines if line.strip() and not line.startswith('#')]
-
-
-def read_version() -> str:
-    """Return the version without importing the package, whose dependencies may be missing."""
-    text = (ROOT / PACKAGE / 'version.py').read_text(encoding='utf-8')
-    match = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
-    if match is None:
-        raise RuntimeError(f"{PACKAGE}/version.py holds no line like __version__ = '1.2.3'")
-    return match.group(1)
 
 
 class BuildPyWithMim(build_py):
@@ -73,23 +57,6 @@ class BuildPyWithMim(build_py):
                 shutil.copy2(source, target)
 
 
-setup(
-    name='mmseg-coop',
-    version=read_version(),
-    description='Cooperative semantic segmentation networks for MMSegmentation',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    keywords=['computer vision', 'semantic segmentation', 'mmsegmentation'],
-    classifiers=[
-        'Programming Language :: Python :: 3 :: Only',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
-    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['py.typed']},
-    python_requires='>=3.10',
-    install_requires=read_requirements('runtime'),
-    extras_require={'tests': read_requirements('tests'), 'docs': read_requirements('docs')},
-    cmdclass={'build_py': BuildPyWithMim},
-    zip_safe=False,
-)
+# All else is in pyproject.toml, where setuptools < 77, which the OpenMMLab stack needs, cannot read
+# the SPDX identifier of a license.
+setup(license='Apache-2.0', cmdclass={'build_py': BuildPyWithMim})

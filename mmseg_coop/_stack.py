@@ -7,12 +7,13 @@ environment overwrite each other's files.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
-
-_REQUIREMENTS_OF_BOTH = {'timm': '>=1.0', 'torchvision': ''}
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,18 @@ class Stack:
     Args:
         name: What the family is called in messages.
         modules: The distribution that carries each import name.
-        requirements: The range of versions allowed of each distribution, as in a requirements file.
         others: More distributions that carry one of the import names; they count as this family's.
     """
 
     name: str
     modules: dict[str, str]
-    requirements: dict[str, str]
     others: tuple[str, ...] = ()
+
+    @cached_property
+    def requirements(self) -> dict[str, str]:
+        """The range of versions allowed of each distribution, from the file that pip reads too."""
+        file = Path(__file__).parent / 'requirements' / f'{self.name.lower()}.txt'
+        return dict(re.findall(r'^([\w-]+)(.*)$', file.read_text('utf-8'), re.MULTILINE))
 
 
 ONEDL = Stack(
@@ -40,14 +45,6 @@ ONEDL = Stack(
         'mmpretrain': 'onedl-mmpretrain',
         'mmseg': 'onedl-mmsegmentation',
     },
-    requirements={
-        'onedl-mmcv': '>=2.3.6,<2.4',
-        'onedl-mmengine': '>=0.10.12,<1',
-        'onedl-mmpretrain': '>=1.3.6,<2',
-        'onedl-mmsegmentation': '>=1.4.2,<2',
-        'torch': '>=2.4',
-        **_REQUIREMENTS_OF_BOTH,
-    },
 )
 OPENMMLAB = Stack(
     name='OpenMMLab',
@@ -56,18 +53,6 @@ OPENMMLAB = Stack(
         'mmengine': 'mmengine',
         'mmpretrain': 'mmpretrain',
         'mmseg': 'mmsegmentation',
-    },
-    requirements={
-        'mmcv': '>=2.1.0,<2.2',
-        'mmengine': '>=0.10.7,<1',
-        'mmpretrain': '>=1.2.0,<2',
-        'mmsegmentation': '>=1.2.2,<2',
-        'torch': '>=2.1',
-        'numpy': '<2',
-        # mmsegmentation 1.2.2 imports these two and forgets to require them
-        'ftfy': '',
-        'regex': '',
-        **_REQUIREMENTS_OF_BOTH,
     },
     others=('mmcv-full', 'mmcv-lite', 'mmengine-lite'),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import email
 import importlib.util
 import os
 import re
@@ -16,7 +17,10 @@ from zipfile import ZipFile
 import cv2
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
+import mmseg_coop
 from mmseg_coop._stack import ONEDL, check_stack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -161,15 +165,23 @@ def test_wheel_holds_package_configs_and_tools_and_nothing_stale(project, wheel)
     assert {f'mmseg_coop/.mim/configs/{CONFIG}', 'mmseg_coop/py.typed'} <= expected
 
 
-def test_wheel_requires_the_default_stack(wheel):
+def test_wheel_states_its_metadata_and_requires_the_default_stack(wheel):
     with ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith('.dist-info/METADATA'))
-        metadata = archive.read(name).decode()
-    assert 'Name: mmseg-coop\n' in metadata
-    assert 'Requires-Python: >=3.10\n' in metadata
-    required = set(re.findall(r'^Requires-Dist: ([\w-]+)[^;\n]*$', metadata, re.MULTILINE))
-    assert set(ONEDL.requirements) <= required
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata['Name'] == 'mmseg-coop'
+    assert metadata['Version'] == mmseg_coop.__version__
+    assert metadata['License'] == 'Apache-2.0'
+    assert metadata['Requires-Python'] == '>=3.10'
+    assert metadata.get_payload().startswith('# mmseg-coop\n')
+    requirements = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
+    required = {item.name: item.specifier for item in requirements if item.marker is None}
+    assert {name: required[name] for name in ONEDL.requirements} == {
+        name: SpecifierSet(allowed) for name, allowed in ONEDL.requirements.items()
+    }
+    assert 'scipy' in required
     assert 'pytest' not in required
+    assert {item.name for item in requirements} >= {'pytest', 'sphinx'}  # of the two extras
 
 
 def test_source_distribution_builds_the_same_wheel(project, wheel, tmp_path):
