@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from typing import Any
 
 from mmengine.dist import all_reduce_params
@@ -12,6 +13,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..datasets.data_fault import printable
 from .safe_checkpoint import CheckpointError
 
 
@@ -81,13 +83,13 @@ def prepare_resume(runner: Runner, checkpoint: dict[str, Any], file: str) -> Non
         name = type(wrapper.optimizer).__name__
         former = checkpoint['optimizer'].get('type', name)
         if former != name:
-            raise ValueError(f'its optimizer is {former}, not {name}')
+            raise ValueError(f'its optimizer is {reprlib.repr(former)[:40]}, not {name!r}')
         wrapper.optimizer.load_state_dict(checkpoint['optimizer'])
     except (RuntimeError, ValueError) as error:
-        said = re.sub(r'^Error\(s\) in .*:\s+', '', str(error)).splitlines()[0].strip(' .')
+        said = re.sub(r'^Error\(s\) in .*:\s+', '', str(error)).splitlines()[0].strip(' .')[:300]
         raise CheckpointError(
-            f'{file} does not fit the config: {said[:300]}. Resume it with the model and the '
-            f'optimizer that it was trained with, or {anew}.'
+            f'{file} does not fit the config: {printable(said)}. Resume it with the model and '
+            f'the optimizer that it was trained with, or {anew}.'
         ) from error
 
     counts, iteration = wrapper._accumulative_counts, checkpoint['meta']['iter']

@@ -92,9 +92,9 @@ def trained(tmp_path_factory):
         ),
         ('sgd', GROUPED, 'loaded state dict has a different number of parameter groups'),
         ('grouped', {}, 'loaded state dict has a different number of parameter groups'),
-        ('sgd', dict(optimizer=ADAM), 'its optimizer is SGD, not Adam'),
-        ('adam', dict(optimizer=dict(type='AdamW')), 'its optimizer is Adam, not AdamW'),
-        ('adam', {}, 'its optimizer is Adam, not SGD'),
+        ('sgd', dict(optimizer=ADAM), "its optimizer is 'SGD', not 'Adam'"),
+        ('adam', dict(optimizer=dict(type='AdamW')), "its optimizer is 'Adam', not 'AdamW'"),
+        ('adam', {}, "its optimizer is 'Adam', not 'SGD'"),
     ],
 )
 def test_another_model_or_optimizer_is_refused(run, options, said, trained, tmp_path):
@@ -108,6 +108,22 @@ def test_another_model_or_optimizer_is_refused(run, options, said, trained, tmp_
     )
     assert not list(tmp_path.glob('*.pth'))
     assert train(tmp_path, load_from=file, **options).iter == 4  # what it says to do is possible
+
+
+def test_a_refusal_does_not_expand_what_the_file_brings(trained, tmp_path):
+    nested = []
+    for _ in range(60):  # 2 ** 60 pairs of brackets if written out
+        nested = [nested, nested]
+    checkpoint = load_checkpoint_data(trained / 'sgd/iter_2.pth')
+    checkpoint['optimizer']['type'] = nested
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=r"its optimizer is \[\[\[.* not 'SGD'"):
+        train(tmp_path, resume=True, load_from=tmp_path / 'a.pth')
+    checkpoint['state_dict']['a\n\x1b[2J'] = torch.zeros(1)
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError) as refused:
+        train(tmp_path, resume=True, load_from=tmp_path / 'a.pth')
+    assert str(refused.value).isprintable()
 
 
 def test_a_parameter_less_is_refused(tmp_path):
