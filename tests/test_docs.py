@@ -171,6 +171,9 @@ def project(tmp_path_factory):
             own.parent.mkdir(parents=True, exist_ok=True)
             picture = np.array(Image.open(path))
             Image.fromarray(picture % 3 if path.suffix == '.png' else picture).save(own)
+            mask = Path('data/masks', *path.relative_to('data/mini_camvid').parts)
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture % 2 if path.suffix == '.png' else picture).save(mask)
         tool(
             *('tools/train.py', MINI, '--work-dir', 'work_dirs/mini', '--cfg-options'),
             *('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'param_scheduler.0.end=2'),
@@ -209,6 +212,21 @@ def test_python_blocks_run(page, project, request):
         if 'model.pt2' in block and not Path('model.pt2').exists():
             continue  # torch.export of an older torch
         exec(compile(block, f'{page.name}, block {number}', 'exec'), namespace)
+
+
+def test_masks_as_drawing_programs_save_them_become_labels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('data/masks/drawn/train').mkdir(parents=True)
+    Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save('data/masks/drawn/train/a.png')
+    (block,) = [
+        block
+        for block in blocks(ROOT / 'docs/binary_segmentation.md', 'python')
+        if not file_named_in(block)
+    ]
+    exec(block, {})
+    label = np.array(Image.open('data/masks/ann_dir/train/a.png'))
+    assert label.tolist() == [[0, 1], [1, 0]]
+    assert label.dtype == np.uint8
 
 
 def config_files():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import runpy
 import subprocess
 import sys
 import traceback
@@ -23,7 +24,8 @@ from mmseg_coop.utils import (
     forget_pretrained,
     load_config,
 )
-from mmseg_coop.utils.class_check import check_num_classes
+from mmseg_coop.utils.class_check import check_classes
+from mmseg_coop.utils.ignore_index import settle_ignore_index
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = dict(
@@ -283,9 +285,82 @@ def test_the_tool_ends_with_one_line(data_root, tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith('error: param_scheduler.0.begin=9')
 
 
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        (
+            {'model.decode_head.networks.top.in_channels': 100},
+            "the decode head of network 'top' was built for 100 channels at level -1",
+        ),
+        (
+            {'model.decode_head.networks.bottom.low_level_index': 7},
+            "the decode head of network 'bottom' takes level 7 of the feature pyramid",
+        ),
+        (
+            {'train_dataloader.batch_size': 1},
+            'the image pooling branch of ASPP cannot be trained with a batch of 1',
+        ),
+    ],
+)
+def test_what_does_not_fit_the_model_is_one_line(option, message, data_root, tmp_path, monkeypatch):
+    file = tmp_path / 'config.py'
+    cfg = Config(base('cross_coop', data_root))
+    cfg.merge_from_dict(option)
+    cfg.dump(file)
+    monkeypatch.setattr(sys, 'argv', ['train.py', str(file), '--work-dir', str(tmp_path / 'work')])
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    assert str(end.value.code).startswith(f'error: {message}')
+
+
+TOP_LEVEL_SLIPS = dict(
+    train_dataloder=('train_dataloader', dict(batch_size=4)),
+    train_data_loader=('train_dataloader', dict(batch_size=4)),
+    optim_wraper=('optim_wrapper', dict(optimizer=dict(lr=0.01))),
+    randomess=('randomness', dict(seed=1)),
+    loadfrom=('load_from', 'model.pth'),
+    default_hook=('default_hooks', dict(logger=dict(type='LoggerHook'))),
+    custom_hook=('custom_hooks', [dict(type='EMAHook')]),
+    custom_import=('custom_imports', dict(imports=['my_project'])),
+    tta_pipelin=('tta_pipeline', []),
+)
+
+
+@pytest.mark.parametrize('slip', TOP_LEVEL_SLIPS)
+def test_a_slip_at_the_top_is_named_with_what_is_meant(slip):
+    meant, value = TOP_LEVEL_SLIPS[slip]
+    with pytest.raises(ConfigError, match=f'^{slip} is read by nothing; did you mean {meant}\\?'):
+        load_config(str(ROOT / 'configs' / CONFIGS['cross_coop']), cfg_options={slip: value})
+
+
+def test_variables_of_the_user_stay(tmp_path):
+    file = tmp_path / 'config.py'
+    file.write_text(
+        f"""
+_base_ = '{ROOT / 'configs' / CONFIGS['cross_coop']}'
+my_own = 1
+train_dataset = dict(type='CamVidDataset')
+val_pipeline = []
+train_dataloader_small = dict(batch_size=2)
+optimizer = dict(type='SGD', lr=0.1)
+model2 = dict(decode_head=dict(channels=8))
+visualizers = dict(name='visualizer')
+visualizer = dict(**visualizers)
+models = []
+"""
+    )
+    cfg = load_config(str(file))
+    assert cfg.visualizers == dict(name='visualizer')
+    again = tmp_path / 'again.py'
+    cfg.pop('visualizers')  # written down again, what a config has read looks like a slip
+    cfg.dump(again)
+    load_config(str(again))
+
+
 def test_no_false_alarm_on_our_configs():
     for path in sorted(ROOT.glob('configs/[!_]*/*.py')):
-        check_num_classes(load_config(str(path)), ('train', 'val', 'test'))
+        check_classes(load_config(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +389,7 @@ def test_classes_in_a_file_are_not_counted():
     path = str(ROOT / 'configs' / CONFIGS['cross_coop'])
     key = 'train_dataloader.dataset.metainfo'
     cfg = load_config(path, cfg_options={key: dict(classes='names.txt')})
-    check_num_classes(cfg, ('train', 'val', 'test'))
+    check_classes(cfg)
 
 
 def zoo():
@@ -335,7 +410,8 @@ def check_silence(files):
         except ImportError:  # needs a package of its own
             continue
         check_config(cfg)
-        check_num_classes(cfg, ('train', 'val', 'test'))
+        settle_ignore_index(cfg)
+        check_classes(cfg)
         silent += 1
     return silent
 

@@ -88,9 +88,6 @@ def prepare(args: argparse.Namespace) -> Config:
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         raise FileNotFoundError(f'checkpoint {args.checkpoint!r} does not exist.')
     cfg.load_from = args.checkpoint
-    # A test needs no training data; mmseg 1.2 would build them to number its pictures.
-    for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
-        cfg.pop(key, None)
     # The checkpoint brings all weights: pretrained ones need not be there.
     forget_pretrained(cfg.model)
     if args.output not in (None, 'all'):
@@ -101,6 +98,9 @@ def prepare(args: argparse.Namespace) -> Config:
         for dataset in leaf_datasets(cfg.test_dataloader.dataset):
             dataset.pipeline = cfg.tta_pipeline
     prepare_data(cfg, args)
+    # A test needs no training data; mmseg 1.2 would build them to number its pictures.
+    for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
+        cfg.pop(key, None)
     if args.show or args.show_dir:
         hook = cfg.default_hooks.setdefault('visualization', dict(type='SegVisualizationHook'))
         # mmseg 1.2 draws every 50th image unless told otherwise.

@@ -1,8 +1,18 @@
-"""Checks of the arguments that models are built from."""
+"""Checks of what models are built from, and of what they get."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses.cross_entropy_loss import binary_cross_entropy
+from mmseg.models.losses.lovasz_loss import lovasz_hinge
+
+
+class InputError(ValueError):
+    """A model gets what it was not built for; the message says what to change."""
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
@@ -39,3 +49,43 @@ def check_fraction(name: str, value: object) -> None:
     """Raise a ValueError unless the argument ``name`` has a number from 0 to 1 as its ``value``."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f'{name}={value!r} is no fraction; give a number from 0 to 1.')
+
+
+def check_losses(head: BaseDecodeHead) -> None:
+    """Compare the losses of a head with its outputs.
+
+    With a single output most losses of mmseg fail, or train nothing, or the opposite (DiceLoss).
+
+    Args:
+        head: A head with one output a class, or with one in all.
+
+    Raises:
+        ValueError: A loss has another number of class weights, or cannot learn from one output.
+    """
+    losses = head.loss_decode
+    for loss in losses if isinstance(losses, Iterable) else [losses]:
+        name = f'loss_decode {type(loss).__name__}'
+        criterion = getattr(loss, 'cls_criterion', None)
+        weights: Any = getattr(loss, 'class_weight', None)
+        listed = isinstance(weights, (list, tuple, np.ndarray))  # an array comes from a file
+        if listed and len(weights) != head.out_channels:
+            raise ValueError(
+                f'{name} has class_weight={list(weights)}, {len(weights)} numbers, but the head '
+                f'has {head.out_channels} outputs; give one number each.'
+            )
+        if weights is not None and criterion is binary_cross_entropy and head.out_channels > 1:
+            raise ValueError(
+                f'{name} has class_weight and use_sigmoid=True, which go together with '
+                'out_channels=1 only; leave one of them out.'
+            )
+        binary = criterion in (binary_cross_entropy, lovasz_hinge)
+        if (
+            head.out_channels == 1 < head.num_classes
+            and not binary
+            and type(loss).__module__.startswith('mmseg.')
+        ):
+            raise ValueError(
+                f'{name} cannot learn two classes from out_channels=1; use CrossEntropyLoss with '
+                'use_sigmoid=True and num_classes=2, or leave out_channels out, for one output a '
+                'class: see docs/binary_segmentation.md.'
+            )

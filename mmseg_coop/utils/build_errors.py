@@ -11,6 +11,7 @@ from typing import Any
 
 from mmengine.registry.build_functions import build_from_cfg
 
+from ..models._checks import InputError
 from .config_check import ConfigError, find_types, unknown_type
 from .signatures import Key, constructor_keys, fits
 
@@ -29,9 +30,9 @@ _CAUSES = (
 
 @contextmanager
 def config_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Name the part of the config where building it fails.
+    """Name the part of the config where building it fails, or what does not fit the model.
 
-    An error that does not come out of a constructor passes unchanged.
+    An error that comes neither out of a constructor nor from such a check passes unchanged.
 
     Args:
         cfg: The config that is built, or that a run builds before it starts.
@@ -40,13 +41,16 @@ def config_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ConfigError: A part cannot be built. The message gives its dotted path, the keys that are
-            likely at fault and what the constructor said.
+        ConfigError: A part cannot be built, and the message gives its dotted path, the keys that
+            are likely at fault and what the constructor said; or the model says that it was not
+            built for what it gets.
     """
     try:
         yield
     except ConfigError:
         raise
+    except InputError as error:
+        raise ConfigError(str(error)) from error
     except _CAUSES as error:
         part = _failed_part(cfg, error)
         if part is None:

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import inspect
+import os.path as osp
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmengine.fileio import list_from_file
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import DATASETS
+from torch import nn
 
+from ..models._checks import check_losses
 from ..models.decode_heads.coop_head import BaseCoopHead, SteppedDecodeHead
-from .config_check import ConfigError, find_types
+from .config_check import SPLITS, ConfigError, find_types
 from .leaf_datasets import leaf_datasets
 
 
-def check_num_classes(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
-    """Compare the numbers of classes of heads, data sets and checks of labels.
+def check_classes(cfg: Mapping[str, Any]) -> None:
+    """Compare the classes of heads, datasets and checks of labels.
+
+    The datasets' names have to be the same, in the same order; heads and checks have their number.
 
     Args:
         cfg: Config of a run.
-        splits: Data loaders to look at.
 
     Raises:
-        ConfigError: They differ.
+        ConfigError: They differ, or a head has a single class.
     """
-    heads = list(_heads(cfg.get('model'), 'model'))
-    for split in splits if heads else ():
-        loader, path = cfg.get(f'{split}_dataloader'), f'{split}_dataloader.dataset'
+    heads = list(find_heads(cfg.get('model')))
+    for head, number in heads:
+        if number == 1:
+            raise ConfigError(
+                f'{head} is 1, which leaves nothing to tell apart. An object and its background '
+                'are num_classes=2, with one output a class or with out_channels=1 and a loss with '
+                'use_sigmoid=True: see docs/binary_segmentation.md.'
+            )
+    first: tuple[str, Sequence[str]] | None = None
+    for split in SPLITS if heads else ():
+        loader = cfg.get(f'{split}_dataloader')
         if not isinstance(loader, Mapping) or not isinstance(loader.get('dataset'), Mapping):
             continue
         for dataset in leaf_datasets(loader['dataset']):
-            classes = _classes_of(dataset)
+            path = f'{split}_dataloader.dataset'
+            classes, name = _classes_of(dataset), f'{path} ({dataset["type"]})'
             found = {}
             if classes is not None:
-                found[f'the number of classes of {path} ({dataset["type"]})'] = len(classes)
+                found[f'the number of classes of {name}'] = len(classes)
             for index, transform in enumerate(dataset.get('pipeline') or ()):
                 if isinstance(transform, Mapping) and isinstance(transform.get('num_classes'), int):
                     found[f'{path}.pipeline.{index}.num_classes'] = transform['num_classes']
@@ -44,24 +58,53 @@ def check_num_classes(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
                             f'{head} is {num_classes}, but {what} is {number}; give both the same '
                             '(metainfo=dict(classes=…) chooses among the classes of a data set).'
                         )
+            if classes is not None:
+                first = first or (name, classes)
+                _check_names(*first, name, classes)
 
 
-def _heads(part: Any, path: str) -> Iterator[tuple[str, int]]:
-    """Where ``num_classes`` stands in heads, and what it is there."""
+def _check_names(first: str, expected: Sequence[str], other: str, classes: Sequence[str]) -> None:
+    for index, (one, two) in enumerate(zip(expected, classes, strict=True)):
+        if one != two:
+            raise ConfigError(
+                f'class {index} is {one!r} in {first}, but {two!r} in {other}; give both the same '
+                'classes in the same order (metainfo=dict(classes=…) orders those of a dataset).'
+            )
+
+
+def find_heads(part: Any, path: str = 'model') -> Iterator[tuple[str, int]]:
+    """Find the heads that have one output a class of the data.
+
+    Args:
+        part: Config of a model, of a head or of several.
+        path: Its dotted path. Defaults to ``'model'``.
+
+    Yields:
+        Dotted path and value of their ``num_classes``.
+    """
     if isinstance(part, (list, tuple)):
         for index, item in enumerate(part):
-            yield from _heads(item, f'{path}.{index}')
+            yield from find_heads(item, f'{path}.{index}')
     if not isinstance(part, Mapping):
         return
     number = part.get('num_classes')
-    if isinstance(number, int) and all(map(_means_classes_of_data, find_types(part.get('type')))):
+    if isinstance(number, int) and all(map(means_classes_of_data, find_types(part.get('type')))):
         yield f'{path}.num_classes', number
     for key in ('decode_head', 'auxiliary_head'):
-        yield from _heads(part.get(key), f'{path}.{key}')
+        yield from find_heads(part.get(key), f'{path}.{key}')
 
 
-def _means_classes_of_data(head: Any) -> bool:
-    """Whether a head has one logit a class; SAN's counts otherwise, and STDC's draws borders."""
+def means_classes_of_data(head: Any) -> bool:
+    """Tell whether a head has one output a class of the data.
+
+    SAN's counts otherwise, and STDC's draws borders.
+
+    Args:
+        head: Class of a head.
+
+    Returns:
+        Whether it has.
+    """
     if not inspect.isclass(head) or issubclass(head, (BaseCoopHead, SteppedDecodeHead)):
         return inspect.isclass(head)
     return all(
@@ -70,11 +113,30 @@ def _means_classes_of_data(head: Any) -> bool:
     )
 
 
+def check_heads(model: nn.Module) -> None:
+    """Compare the losses of all heads with their outputs; ours have done so when they were built.
+
+    Args:
+        model: A model.
+
+    Raises:
+        ConfigError: A loss does not fit. The message gives the path of the head.
+    """
+    for name, head in model.named_modules():
+        if isinstance(head, BaseDecodeHead) and means_classes_of_data(type(head)):
+            try:
+                check_losses(head)
+            except ValueError as error:
+                raise ConfigError(f'model.{name.removeprefix("module.")}: {error}') from error
+
+
 def _classes_of(dataset: Any) -> Any:
     metainfo = dataset.get('metainfo') if isinstance(dataset, Mapping) else None
     if isinstance(metainfo, Mapping) and 'classes' in metainfo:
         classes = metainfo['classes']
-        return None if isinstance(classes, str) else classes  # a text names a file of them
+        if isinstance(classes, str):  # names a file of them, which mmengine reads if it is there
+            return list_from_file(classes) if osp.isfile(classes) else None
+        return classes
     name = dataset.get('type') if isinstance(dataset, Mapping) else None
     target = DATASETS.get(name) if isinstance(name, str) else name
     return getattr(target, 'METAINFO', {}).get('classes')

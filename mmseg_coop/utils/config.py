@@ -10,6 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from .config_check import check_config
+from .ignore_index import settle_ignore_index
 
 
 def load_config(
@@ -26,14 +27,15 @@ def load_config(
         cfg_options: Values by dotted key, as ``DictAction`` gives them. Defaults to None.
         work_dir: Where the run writes. Defaults to None: the config's, or else
             ``work_dirs/{name of the config}``.
-        check: Whether to look for slips, see :func:`check_config`. Defaults to True.
+        check: Whether to look for slips, see :func:`check_config`, and to let all parts ignore the
+            same label. Defaults to True.
 
     Returns:
         The config.
 
     Raises:
         FileNotFoundError: There is no such file; the message names similar ones.
-        ConfigError: A key, a type or a number cannot be meant.
+        ConfigError: A key, a type or a number cannot be meant, or parts contradict each other.
     """
     if not osp.isfile(path):
         folder, name = Path(path).parent, Path(path).name
@@ -50,6 +52,7 @@ def load_config(
         cfg.work_dir = osp.join('work_dirs', Path(path).stem)
     if check:
         check_config(cfg)
+        settle_ignore_index(cfg)
     return cfg
 
 

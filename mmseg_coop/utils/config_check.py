@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import operator
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,8 @@ from .signatures import Key, Keys, constructor_keys, misfits
 INF = float('inf')
 SPLITS = ('train', 'val', 'test')
 _OUR_SCOPES = ('mmseg', 'mmseg_coop', 'mmengine')
+#: What the stack and the tools read at the top of a config beside the arguments of the runner.
+_ALSO_READ = ('custom_imports', 'runner_type', 'test_pipeline', 'tta_model', 'tta_pipeline')
 #: Keys that mmengine and mmcv take out of a dictionary before they build it, by where it stands.
 _TAKEN_OUT = dict(
     custom_hooks=('priority',),
@@ -144,8 +147,10 @@ def check_config(cfg: Mapping[str, Any]) -> None:
             _check_value(name, cfg[name], Keys(runner, complete=False), 'the runner')
             _check_plain(cfg[name], name, name)
             _check_part(cfg[name], name)
-        elif name in ('tta_model', 'tta_pipeline', 'test_pipeline'):
+        elif name in _ALSO_READ:
             _check_part(cfg[name], name)
+        else:
+            _check_variable(name, cfg[name], runner, getattr(cfg, 'text', ''))
     loop = cfg.get('train_cfg')
     if (
         isinstance(loop, Mapping)
@@ -353,6 +358,22 @@ def _unknown(path: str, label: str, allowed: list[str]) -> ConfigError:
 def _shown(value: Any) -> str:
     text = repr(value)
     return f'{text if len(text) < 60 else text[:57] + "..."} ({type(value).__name__})'
+
+
+def _check_variable(name: str, value: Any, runner: dict[str, Key], text: str) -> None:
+    """Check a name at the top of a config that the stack does not read.
+
+    Variables of the user stay: what the config itself reads, and names with other words or digits.
+    """
+    similar = difflib.get_close_matches(name, [*runner, *_ALSO_READ], n=1, cutoff=0.85)
+    is_read = re.search(rf'\b{re.escape(name)}\b(?!\s*=[^=])', text)
+    if not similar or is_read or re.search(r'\d', name):
+        return
+    words, meant = (word.split('_') for word in (name, similar[0]))
+    same_words = len(words) == len(meant) or ''.join(words) == ''.join(meant)
+    could_be = runner.get(similar[0], Key()).takes(value)
+    if same_words and could_be and (isinstance(value, Mapping) or similar[0] != 'model'):
+        raise ConfigError(f'{name} is read by nothing; did you mean {similar[0]}?')
 
 
 def _check_plain_below(part: Any, path: str) -> None:

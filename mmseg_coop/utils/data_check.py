@@ -15,7 +15,7 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from ..datasets import DataFault, check_loading
 from ..datasets.listing import dead_links
 from .build_errors import config_errors
-from .class_check import check_num_classes
+from .class_check import check_classes
 from .config_check import ConfigError
 from .leaf_datasets import leaf_datasets
 
@@ -35,8 +35,8 @@ def check_data(
             :class:`SkipFaultyDataset` counts them. Defaults to ``'stop'``.
 
     Raises:
-        ConfigError: Model, data sets and labels have different numbers of classes, or an evaluation
-            resizes its labels.
+        ConfigError: Model, datasets and labels have different classes, or an evaluation resizes its
+            labels.
         FileNotFoundError: A data root, folder or list is missing; the message says which key of the
             config to change.
         DataFault: A folder or a list cannot be read, a link leads nowhere or in a circle, or the
@@ -44,7 +44,7 @@ def check_data(
         ValueError: A split has no image.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    check_num_classes(cfg, splits)
+    check_classes(cfg)
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         if loader is None:

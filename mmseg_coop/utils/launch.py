@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
 from .build_errors import config_errors
+from .class_check import check_heads
 from .config_check import ConfigError
 from .run_check import RunCheckHook
 
@@ -81,11 +82,12 @@ def build_runner(cfg: Config) -> Runner:
         starts, that its parts agree.
 
     Raises:
-        ConfigError: A part of the config cannot be built.
+        ConfigError: A part of the config cannot be built, or a loss does not fit its head.
     """
     _init_cpu_process_group(cfg)
     with config_errors(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_heads(runner.model)
     runner.register_hook(RunCheckHook())
     return runner
 

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from .._checks import InputError
+
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:
     """Switch autocast off, so that products stay in the precision of their factors.
@@ -35,15 +37,15 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def check_map(module: str, x: Tensor, in_channels: int | None = None) -> None:
-    """Raise a ValueError unless ``x`` is a map, with the channels that ``module`` was built for."""
+    """Raise an InputError unless ``x`` is a map with the channels that ``module`` was built for."""
     if x.ndim != 4:
-        raise ValueError(
+        raise InputError(
             f'{module} takes maps (N, C, H, W) but got {x.ndim} dimensions, shape '
             f'{tuple(x.shape)}; a single map needs x.unsqueeze(0), a sequence its height and width.'
         )
     # The old ONNX exporter records sizes as tensors, which would warn about the comparison.
     if in_channels and not torch.jit.is_tracing() and x.shape[1] != in_channels:
-        raise ValueError(
+        raise InputError(
             f'{module} was built for in_channels={in_channels} but got a map with {x.shape[1]} '
             f'channels, shape {tuple(x.shape)}; set in_channels to that number.'
         )

@@ -6,12 +6,15 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from mmengine.model import BaseModule, ModuleDict
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import accuracy
+from mmseg.models.utils import resize
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
-from .._checks import check_fraction, check_positive
+from .._checks import InputError, check_fraction, check_losses, check_positive
 from ..cooperation import Cooperation, Steps, run_in_step
 
 #: The name of the sum of all networks' outputs; no network may be called so.
@@ -35,7 +38,7 @@ class SteppedDecodeHead(BaseDecodeHead):
         **kwargs: Further arguments of mmseg's ``BaseDecodeHead``.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of its range, or a loss does not fit the outputs.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class SteppedDecodeHead(BaseDecodeHead):
             align_corners=align_corners,
             **kwargs,
         )
+        check_losses(self)
 
     @property
     @abstractmethod
@@ -103,6 +107,33 @@ class SteppedDecodeHead(BaseDecodeHead):
         self.check_inputs(inputs)
         return run_in_step(dict(head=self.steps(inputs)))['head']
 
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses, and the share of pixels that are right.
+
+        Args:
+            seg_logits: ``(N, num_classes, H, W)``, or ``(N, 1, H, W)`` with ``out_channels=1``.
+            batch_data_samples: Samples with ``gt_sem_seg``.
+
+        Returns:
+            Losses by name, and ``acc_seg``, in percent.
+        """
+        losses = super().loss_by_feat(seg_logits, batch_data_samples)
+        if self.out_channels == 1:  # the largest of one logit, for mmseg, is always class 0
+            labels = self._stack_batch_gt(batch_data_samples)
+            logits = resize(
+                seg_logits,
+                size=labels.shape[2:],
+                mode='bilinear',
+                align_corners=self.align_corners,
+            )
+            probability = logits.detach().sigmoid()
+            losses['acc_seg'] = accuracy(
+                torch.cat([torch.full_like(probability, self.threshold), probability], dim=1),
+                labels.squeeze(1),
+                ignore_index=self.ignore_index,
+            )
+        return losses
+
     def check_inputs(self, inputs: Sequence[Tensor], network: str = '') -> None:
         """Compare the feature pyramid with what the head was built for.
 
@@ -117,13 +148,13 @@ class SteppedDecodeHead(BaseDecodeHead):
         pyramid = [feature.shape[1] for feature in inputs]
         for index, channels in self.input_channels.items():
             if not -len(inputs) <= index < len(inputs):
-                raise ValueError(
+                raise InputError(
                     f'the decode head{where} takes level {index} of the feature pyramid, but the '
                     f'backbone returns {len(inputs)} levels; choose an index below that or extend '
                     "the backbone's out_indices."
                 )
             if pyramid[index] != channels:
-                raise ValueError(
+                raise InputError(
                     f'the decode head{where} was built for {channels} channels at level {index} of '
                     f'the feature pyramid, but the backbone returns {pyramid[index]} there (its '
                     f'levels have {pyramid} channels); change in_channels '
@@ -153,7 +184,8 @@ class BaseCoopHead(BaseModule):
         **kwargs: Further arguments of every head, e.g. ``channels`` or ``loss_decode``.
 
     Raises:
-        ValueError: No network, a reserved or impossible name, an unknown site, topology or fusion.
+        ValueError: No network, a reserved or impossible name, an unknown site, topology or fusion,
+            or networks that differ in their classes, in the ignored label or in the threshold.
     """
 
     head_class: ClassVar[type[SteppedDecodeHead]]
@@ -199,6 +231,7 @@ class BaseCoopHead(BaseModule):
                 align_corners=align_corners,
             ),
         )
+        self._check_agreement(num_classes)
         first = next(iter(self.networks.values()))
         self.num_classes = num_classes
         self.out_channels = first.out_channels
@@ -211,6 +244,18 @@ class BaseCoopHead(BaseModule):
             return self.head_class(**arguments)
         except ValueError as error:
             raise ValueError(f'network {network!r}: {error}') from error
+
+    def _check_agreement(self, num_classes: int) -> None:
+        """Compare what the networks have to share, as they share labels and the ensemble."""
+        for key in ('num_classes', 'out_channels', 'threshold', 'ignore_index'):
+            found = {name: getattr(head, key) for name, head in self.networks.items()}
+            if key == 'num_classes':
+                found['all'] = num_classes
+            if len(set(found.values())) > 1:
+                raise ValueError(
+                    f'{key} is {found}, but the networks share labels and ensemble; give it once, '
+                    'for all of them.'
+                )
 
     @property
     def network_names(self) -> tuple[str, ...]:
@@ -230,7 +275,7 @@ class BaseCoopHead(BaseModule):
             ValueError: The feature pyramids do not fit the networks of the head.
         """
         if set(inputs) != set(self.networks):
-            raise ValueError(
+            raise InputError(
                 f'the backbone has the networks {list(inputs)}, the decode head '
                 f'{list(self.networks)}; use the same names in both.'
             )

@@ -16,7 +16,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import check_all_positive, check_positive
+from .._checks import InputError, check_all_positive, check_positive
 from ..cooperation import Steps
 from .coop_head import BaseCoopHead, SteppedDecodeHead
 
@@ -161,7 +161,7 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
         norm = self.image_pool[1].norm
         processes = get_world_size() if isinstance(norm, nn.SyncBatchNorm) else 1
         if self.training and isinstance(norm, _BatchNorm) and x.shape[0] * processes == 1:
-            raise ValueError(
+            raise InputError(
                 'the image pooling branch of ASPP cannot be trained with a batch of 1: its batch '
                 'norm sees a single value per channel. Use train_dataloader.batch_size of 2 or '
                 "more, norm_cfg=dict(type='SyncBN') on several GPUs, or a norm without batch "

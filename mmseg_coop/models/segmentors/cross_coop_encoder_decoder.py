@@ -21,7 +21,8 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
 
     The logits of the networks travel through mmseg's whole and sliding inference stacked along
     the channels, ``(N, num_networks * C, H, W)``, and are taken apart behind it. The ensemble is
-    the sum of the networks' logits ("adding the final output", section 4.3 of the paper).
+    the sum of the networks' logits ("adding the final output", section 4.3 of the paper); with
+    ``out_channels=1``, where a threshold is put on one logit a pixel, it is their mean.
 
     ``test_cfg=dict(output=…)`` chooses the output that becomes ``pred_sem_seg``: a network's name
     or ``'ensemble'``. It defaults to the ensemble, or to the network where there is only one. A
@@ -138,6 +139,8 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         outputs = dict(zip(names, seg_logits.chunk(len(names), dim=1), strict=True))
         if len(names) > 1:
             outputs[ENSEMBLE] = sum(outputs.values())
+            if self.decode_head.out_channels == 1:  # its threshold is that of one network
+                outputs[ENSEMBLE] = outputs[ENSEMBLE] / len(names)
         return outputs
 
     def val_step(self, data: dict[str, Any]) -> SampleList:

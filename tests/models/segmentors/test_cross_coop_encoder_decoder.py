@@ -230,6 +230,44 @@ def test_tta_of_a_model_with_one_output_channel(coop_model_cfg):
     assert sample.pred_sem_seg.data.shape == (1, 64, 64)
 
 
+def binary_model(coop_model_cfg, test_cfg=None):
+    """A model of one output whose networks say -0.5 and -0.6: 0.38 and 0.35, over its threshold."""
+    cfg = coop_model_cfg(
+        num_classes=2,
+        out_channels=1,
+        threshold=0.3,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True),
+        test_cfg=test_cfg,
+    )
+    model = MODELS.build(cfg).eval()
+    for head, logit in zip(model.decode_head.networks.values(), (-0.5, -0.6), strict=True):
+        torch.nn.init.zeros_(head.conv_seg.weight)
+        torch.nn.init.constant_(head.conv_seg.bias, logit)
+    return model
+
+
+@pytest.mark.parametrize('mode', ['whole', 'slide', 'tta'])
+def test_an_ensemble_of_single_outputs_says_what_its_networks_agree_on(coop_model_cfg, mode):
+    slide = dict(mode='slide', crop_size=(32, 32), stride=(20, 20))
+    model = binary_model(coop_model_cfg, slide if mode == 'slide' else None)
+    image = torch.rand(1, 3, 64, 64) * 255
+    sample = tta(model, image) if mode == 'tta' else model.predict(image)[0]
+    for name in ('top', 'bottom', 'ensemble'):
+        assert sample.pred_outputs.get(name).unique().tolist() == [1], name
+    assert sample.output == 'ensemble'
+
+
+def test_accuracy_of_a_single_output(coop_model_cfg, train_batch):
+    model = binary_model(coop_model_cfg).train()
+    batch = train_batch(num_classes=2)
+    objects = [sample.gt_sem_seg.data == 1 for sample in batch['data_samples']]
+    labelled = [sample.gt_sem_seg.data != 255 for sample in batch['data_samples']]
+    data = model.data_preprocessor(batch, training=True)
+    losses = model(**data, mode='loss')
+    share = 100 * sum(map(torch.sum, objects)) / sum(map(torch.sum, labelled))
+    torch.testing.assert_close(losses['decode.top.acc_seg'].squeeze(), share)
+
+
 def test_save_and_load_reproduce_the_output(coop_model_cfg, tmp_path):
     cfg = coop_model_cfg(fusion=dict(type='GatedFusion'))
     model, other = MODELS.build(copy.deepcopy(cfg)).eval(), MODELS.build(cfg).eval()
