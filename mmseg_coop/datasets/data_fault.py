@@ -4,19 +4,22 @@ from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    r"""Make a text with names of files, which can hold anything, one line that can be printed.
+    r"""Make a text, which may come from a file and hold anything, one line that is safe to print.
 
     Args:
         text: The text.
 
     Returns:
-        The text with line feeds, and bytes that are no characters, as escape sequences.
+        The text with line feeds, control and format characters, all separators but the space, and
+        bytes that are no characters as escape sequences.
 
     Example:
-        >>> print(printable('M\udcfcnchen'))
-        M\udcfcnchen
+        >>> print(printable('M\udcfcnchen\n\x1b[2J'))
+        M\udcfcnchen\n\x1b[2J
     """
-    return text.replace('\n', '\\n').encode('utf-8', 'backslashreplace').decode()
+    return ''.join(
+        char if char.isprintable() else char.encode('unicode_escape').decode() for char in text
+    )
 
 
 class DataFault(ValueError):

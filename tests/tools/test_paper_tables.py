@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import runpy
 import statistics
 import subprocess
 import sys
@@ -279,6 +280,18 @@ def test_a_run_that_is_not_finished_is_taken_only_on_demand(tmp_path):
     assert done.returncode == 0
     assert '55.50' in done.stdout
     assert f'note: {work_dir}: validated at iteration 40000 of 88000' in done.stderr
+
+
+def test_the_config_of_a_work_dir_is_read_and_not_run(tmp_path, monkeypatch):
+    tool = runpy.run_path(str(TOOL))
+    config = tmp_path / 'config.py'
+    config.write_text("custom_imports = dict(imports=['gone'])\ntrain_cfg = dict(max_iters=7)\n")
+    assert tool['last_iteration'](config) == 7
+    monkeypatch.chdir(tmp_path)
+    config.write_text("open('marker', 'w').close()\ntrain_cfg = dict(max_iters=7)\n")
+    with pytest.raises(ValueError, match=r'config.py is not the config that a run leaves'):
+        tool['last_iteration'](config)
+    assert not (tmp_path / 'marker').exists()
 
 
 @pytest.mark.parametrize(

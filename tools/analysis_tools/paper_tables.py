@@ -263,14 +263,23 @@ def last_iteration(config: Path) -> int | None:
 
     Returns:
         Its ``train_cfg.max_iters``.
+
+    Raises:
+        ValueError: It is not what a run leaves. Nothing of it is run.
     """
     if not config.is_file():
         return None
-    from mmengine.config import Config  # slow, hence only where it is needed
+    from mmseg_coop.engine.config_text import read_config  # slow, hence only where it is needed
 
-    train_cfg = Config.fromfile(config, import_custom_modules=False).get('train_cfg') or {}
-    iterations: int | None = train_cfg.get('max_iters')
-    return iterations
+    try:
+        train_cfg = read_config(config.read_text('utf-8', errors='replace')).get('train_cfg')
+    except ValueError as error:
+        raise ValueError(
+            f'{config} is not the config that a run leaves in its work dir: it {error}. Put that '
+            'one back, or remove the file if the run is finished.'
+        ) from None
+    iterations = train_cfg.get('max_iters') if isinstance(train_cfg, dict) else None
+    return iterations if isinstance(iterations, int) else None
 
 
 def paper_results() -> dict[tuple[str, str], dict[str, Any]]:

@@ -17,6 +17,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import HOOKS
 
+from ...datasets.data_fault import printable
+from ..config_text import read_config
 from ..numeric_fault import NumericFaultError, non_finite, way_on
 from ..resume import accumulation, model_of, prepare_resume
 
@@ -127,16 +129,22 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             runner: The runner.
             checkpoint: The checkpoint.
         """
-        if runner._resume:
-            self._resumed = runner._load_from or find_latest_checkpoint(runner.work_dir)
-            prepare_resume(runner, checkpoint, str(self._resumed))
-        text = checkpoint.get('meta', {}).get('cfg')
-        if not runner._resume or not text:
+        if not runner._resume:
             return
-        changes = changes_of_config(Config.fromstring(text, '.py'), runner.cfg)
+        self._resumed = runner._load_from or find_latest_checkpoint(runner.work_dir)
+        prepare_resume(runner, checkpoint, str(self._resumed))
+        meta = checkpoint.get('meta')
+        text = meta.get('cfg') if isinstance(meta, dict) else None
+        if not isinstance(text, str):
+            return
+        try:
+            changes = changes_of_config(read_config(text), runner.cfg)
+        except ValueError as error:  # of a file that the user trusts; others are refused
+            changes = [f'it cannot be told how, since the config of the checkpoint {error}']
         if changes:
             runner.logger.warning(
-                'The config is not that of the run to be resumed:\n' + '\n'.join(changes)
+                'The config is not that of the run to be resumed:\n'
+                + '\n'.join(printable(change[:1000]) for change in changes)
             )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -233,7 +241,7 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             self.file_backend.remove(path)
 
 
-def changes_of_config(old: Config, new: Config) -> list[str]:
+def changes_of_config(old: dict[str, Any] | Config, new: Config) -> list[str]:
     """List what differs between two configs in what decides the course of a training.
 
     Args:
