@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -8,17 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.optim import build_optim_wrapper
 from mmseg.registry import MODELS
 from torch.nn import functional
 
-from mmseg_coop.utils import build_runner, check_data, forget_pretrained
+from mmseg_coop.utils import build_runner, check_data, forget_pretrained, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
 #: Configs by folder; a config that is lost or not picked up changes the count.
-COUNTS = dict(cross_coop=27, deeplabv3plus=4, dpanet=12)
+COUNTS = dict(cross_coop=16, deeplabv3plus=4, dpanet=12)
+CITYSCAPES = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-99k_cityscapes-768x768.py'
 LAYOUTS = dict(
     PascalVOCDataset='voc', CityscapesDataset='cityscapes', CamVidDataset='camvid',
 )  # fmt: skip
@@ -31,6 +33,66 @@ def test_all_configs_are_covered():
     for config in CONFIGS:
         counts[config.parent.name] = counts.get(config.parent.name, 0) + 1
     assert counts == COUNTS
+
+
+def cells():
+    """The table of the cross_coop README: beginning of the name on VOC, options for Cityscapes."""
+    readme = (ROOT / 'configs/cross_coop/README.md').read_text()
+    return re.findall(r'^\| `(\S+)` \| `(.*)` \|$', readme.split('## Any other cell')[1], re.M)
+
+
+def test_the_table_of_other_cells_has_every_row_with_the_backbones_of_the_paper():
+    rows = ROOT.glob('configs/cross_coop/*-*_x65-r101-d16_*voc12aug*.py')
+    names = {path.name.partition('-d16_')[0] for path in rows}
+    # the method has its own config, head10x another schedule
+    assert {name for name, _ in cells()} == names - {
+        'cross-coop_x65-r101', 'cross-coop-head10x_x65-r101',
+    }  # fmt: skip
+
+
+def assert_made_on_cityscapes(config, options, expected):
+    """The config with the options has the model of the other one, which is on VOC."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    cfg_options = parser.parse_args(['--cfg-options', *options.split()]).cfg_options
+    cfg, expected = load_config(str(config), cfg_options=cfg_options), load_config(str(expected))
+    expected.model.data_preprocessor.size = (768, 768)
+    expected.model.decode_head.num_classes = 19
+    assert cfg.model == expected.model
+    assert cfg.train_dataloader.dataset.type == 'CityscapesDataset'
+
+
+def on_voc(name):
+    """The config on VOC whose name begins so."""
+    (config,) = ROOT.glob(f'configs/cross_coop/{name}-d16_*_voc12aug-513x513.py')
+    return config
+
+
+@pytest.mark.parametrize(('name', 'options'), cells())
+def test_options_make_the_model_of_the_config_on_voc(name, options):
+    assert_made_on_cityscapes(CITYSCAPES, options, on_voc(name))
+
+
+@pytest.mark.parametrize('name', ['coop-one-way_r101-r101', 'coop-one-way_x65-x65'])
+def test_a_copy_of_the_config_on_voc_makes_equal_backbones(name, tmp_path):
+    copy = tmp_path / 'copy.py'
+    base = './coop-one-way_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
+    text = on_voc(name).read_text()
+    assert base in text
+    copy.write_text(text.replace(base, str(CITYSCAPES)))
+    assert_made_on_cityscapes(copy, cells()[0][1], on_voc(name))
+
+
+def test_other_backbones_on_cityscapes_are_a_config_of_a_few_lines(tmp_path):
+    readme = (ROOT / 'configs/cross_coop/README.md').read_text()
+    (block,) = re.findall(r'```python\n(_base_.*?)```', readme, re.DOTALL)
+    path = tmp_path / 'other.py'
+    path.write_text(block.replace('../_base_', str(ROOT / 'configs/_base_')))
+    cfg = load_config(str(path))
+    assert cfg.train_dataloader.dataset.type == 'CityscapesDataset'
+    forget_pretrained(cfg.model)
+    with torch.device('meta'):
+        assert MODELS.build(cfg.model).num_classes == 19
 
 
 @pytest.fixture(scope='session')
