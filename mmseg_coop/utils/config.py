@@ -63,7 +63,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
         cfg: Config.
 
     Returns:
-        Height and width: ``crop_size``, or else ``size`` of the data preprocessor.
+        Height and width, ``crop_size``, or else ``size`` of the data preprocessor.
 
     Raises:
         ValueError: The config has neither.
