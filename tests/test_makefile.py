@@ -25,7 +25,7 @@ def fake_python(tmp_path):
         path = tmp_path / 'python'
         path.write_text(
             '#!/bin/sh\n'
-            f'case "$*" in --version) echo "Python {version}"; exit 0;; *{word}*) exit 1;; esac\n'
+            f'case "$*" in --version) echo "Python {version}"; exit 0;; *"{word}"*) exit 1;; esac\n'
             f'exec {sys.executable} "$@"\n'
         )
         path.chmod(0o755)
@@ -39,7 +39,7 @@ def test_help_is_the_default_and_lists_the_targets():
     assert code == 0
     assert make('help')[1] == out
     listed = {line.split()[0] for line in out.splitlines()[1:]}
-    assert {'demo', 'test', 'lint', 'test-slow', 'docs', 'clean'} <= listed
+    assert {'demo', 'test', 'lint', 'test-slow', 'docs', 'release-check', 'clean'} <= listed
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,19 @@ def test_ci_runs_what_the_readme_documents_and_nothing_else():
     assert commands == ['make test', 'make demo', 'make test-slow']
     readme = (ROOT / 'README.md').read_text()
     assert all(command in readme for command in commands)
+
+
+def test_release_is_refused_under_a_tag_that_is_not_its_version():
+    code, _, err = make('release-tag', 'TAG=v99.0')
+    assert code == 2
+    assert err.startswith('make: TAG is v99.0, but mmseg_coop/version.py says ')
+    assert make('release-tag')[0] == 0
+
+
+def test_openmmlab_stack_refuses_an_interpreter_without_its_wheels(fake_python, tmp_path):
+    venv = tmp_path / 'venv'
+    python = fake_python('>= (3, 12)', '3.12.1')
+    code, _, err = make('install', 'STACK=openmmlab', f'PYTHON={python}', f'VENV={venv}')
+    assert code == 2
+    assert 'found Python 3.12.1, needed is Python >= 3.10 and < 3.12' in err.splitlines()[0]
+    assert not venv.exists()
