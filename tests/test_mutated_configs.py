@@ -13,7 +13,9 @@ from pathlib import Path
 
 import mmseg
 import pytest
+import torch
 from mmengine.config import Config
+from mmseg.registry import MODELS
 
 from mmseg_coop.utils import (
     ConfigError,
@@ -312,6 +314,17 @@ def test_what_does_not_fit_the_model_is_one_line(option, message, data_root, tmp
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
     assert str(end.value.code).startswith(f'error: {message}')
+
+
+def test_channels_that_a_plain_head_does_not_expect_are_one_line():
+    backbone = dict(type='MobileNetV2', widen_factor=0.25, out_indices=(1, 6))
+    head = dict(type='FCNHead', in_channels=64, channels=8, num_classes=3)
+    model = MODELS.build(dict(type='EncoderDecoder', backbone=backbone, decode_head=head))
+    message = r'^model.decode_head.convs.0.conv was built for 64 channels, but gets 80; change in_'
+    with pytest.raises(ConfigError, match=message), config_errors({}):
+        model(torch.rand(2, 3, 64, 64))
+    with pytest.raises(RuntimeError, match='must match'), config_errors({}):
+        model(torch.rand(2, 3, 64, 64) + torch.rand(5, 1))  # an error of another kind
 
 
 TOP_LEVEL_SLIPS = dict(

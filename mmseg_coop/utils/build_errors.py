@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mmengine.model import BaseModel
 from mmengine.registry.build_functions import build_from_cfg
+from torch import nn
 
 from ..models._checks import InputError
 from .config_check import ConfigError, find_types, unknown_type
@@ -42,8 +44,8 @@ def config_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
 
     Raises:
         ConfigError: A part cannot be built, and the message gives its dotted path, the keys that
-            are likely at fault and what the constructor said; or the model says that it was not
-            built for what it gets.
+            are likely at fault and what the constructor said; or the model was not built for what
+            it gets.
     """
     try:
         yield
@@ -53,9 +55,10 @@ def config_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
         raise ConfigError(str(error)) from error
     except _CAUSES as error:
         part = _failed_part(cfg, error)
-        if part is None:
+        text = _explain(*part, error) if part else _wrong_channels(error)
+        if not text:
             raise
-        raise ConfigError(_explain(*part, error)) from error
+        raise ConfigError(text) from error
 
 
 def _failed_part(cfg: Mapping[str, Any], error: BaseException) -> tuple[str, Any] | None:
@@ -74,6 +77,24 @@ def _failed_part(cfg: Mapping[str, Any], error: BaseException) -> tuple[str, Any
         if best[0]:
             return best[1], best[2]
     return None
+
+
+def _wrong_channels(error: BaseException) -> str:
+    """What a convolution of the model says of the channels that it gets, and which one it is."""
+    found = re.search(r'to have (\d+) channels, but got (\d+) channels', str(error))
+    modules = [
+        module
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if isinstance(module := frame.f_locals.get('self'), nn.Module)
+    ]
+    model = next((module for module in modules if isinstance(module, BaseModel)), None)
+    names = {module: name for name, module in model.named_modules()} if model else {}
+    if not found or not modules or modules[-1] not in names:
+        return ''
+    return (
+        f'model.{names[modules[-1]]} was built for {found[1]} channels, but gets {found[2]}; '
+        'change in_channels (or in_index) of the part that it belongs to.'
+    )
 
 
 def _parts(part: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
