@@ -594,6 +594,7 @@ def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(server,
         # From the moment it has gone further than before, or from its start.
         steps = moments.randrange(3)
         while _progress(run) < (done[-1] if done else 0) + steps:
+            os.kill(child, 0)  # an error if it has ended by itself
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
@@ -629,6 +630,7 @@ def test_after_kills_a_run_ends_as_the_uninterrupted(workers, server, tmp_path):
         (killed / 'hold').write_text(str(iteration))
         child, wait = start()
         while _progress(killed) < iteration:
+            os.kill(child, 0)  # an error if it has ended by itself
             time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
         assert wait() == -signal.SIGKILL, Path(f'{killed}.log').read_text()[-3000:]
