@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 from typing import Any
 
 from mmengine.dist import all_reduce_params
@@ -83,7 +82,7 @@ def prepare_resume(runner: Runner, checkpoint: dict[str, Any], file: str) -> Non
         name = type(wrapper.optimizer).__name__
         former = checkpoint['optimizer'].get('type', name)
         if former != name:
-            raise ValueError(f'its optimizer is {reprlib.repr(former)[:40]}, not {name!r}')
+            raise ValueError(f'its optimizer is {former!r}, not {name!r}')
         wrapper.optimizer.load_state_dict(checkpoint['optimizer'])
     except (RuntimeError, ValueError) as error:
         said = re.sub(r'^Error\(s\) in .*:\s+', '', str(error)).splitlines()[0].strip(' .')[:300]

@@ -110,20 +110,14 @@ def test_another_model_or_optimizer_is_refused(run, options, said, trained, tmp_
     assert train(tmp_path, load_from=file, **options).iter == 4  # what it says to do is possible
 
 
-def test_a_refusal_does_not_expand_what_the_file_brings(trained, tmp_path):
-    nested = []
-    for _ in range(60):  # 2 ** 60 pairs of brackets if written out
-        nested = [nested, nested]
+def test_a_refusal_is_printable_and_short_whatever_the_file_holds(trained, tmp_path):
     checkpoint = load_checkpoint_data(trained / 'sgd/iter_2.pth')
-    checkpoint['optimizer']['type'] = nested
+    checkpoint['state_dict'] |= {f'a\x1b[2J{number}': 0 for number in range(100)}
     torch.save(checkpoint, tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match=r"its optimizer is \[\[\[.* not 'SGD'"):
-        train(tmp_path, resume=True, load_from=tmp_path / 'a.pth')
-    checkpoint['state_dict']['a\n\x1b[2J'] = torch.zeros(1)
-    torch.save(checkpoint, tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError, match='does not fit the config') as refused:
         train(tmp_path, resume=True, load_from=tmp_path / 'a.pth')
     assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_parameter_less_is_refused(tmp_path):
