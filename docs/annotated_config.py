@@ -27,7 +27,7 @@ model = dict(
     data_preprocessor=dict(size=(513, 513), **data_preprocessor),  # what is smaller is padded
     backbone=dict(
         type='CoopBackbone',  # runs each network's backbone on the image
-        networks=dict(  # any number, under any names; their order is that of one_way
+        networks=dict(  # any number, under any names
             top=dict(
                 type='Xception',
                 depth=65,
@@ -58,7 +58,7 @@ model = dict(
         ),
         channels=256,  # of every ASPP branch and of the decoder
         dilations=(1, 6, 12, 18),  # the 1x1 branch and the rates of the three 3x3; 8: 12, 24, 36
-        topology='cross',  # or 'one_way', 'none', or who receives from whom: dict(bottom=['top'])
+        topology='cross',  # or 'none', or who receives from whom: dict(bottom=['top'])
         connections=['input', 'aspp', 'aspp_output', 'low_level', 'decoder'],  # all sites
         fusion=dict(type='SumFusion'),  # or ConcatFusion, GatedFusion
         dropout_ratio=0.1,  # behind the ASPP output

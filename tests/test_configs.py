@@ -15,6 +15,7 @@ from mmseg.registry import MODELS
 from torch.nn import functional
 
 from mmseg_coop.utils import build_runner, check_data, forget_pretrained, load_config
+from mmseg_coop.utils.launch import spell_out_topology
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
@@ -58,6 +59,8 @@ def assert_made_on_cityscapes(config, options, expected):
     cfg, expected = load_config(str(config), cfg_options=cfg_options), load_config(str(expected))
     expected.model.data_preprocessor.size = (768, 768)
     expected.model.decode_head.num_classes = 19
+    for model in (cfg.model, expected.model):
+        spell_out_topology(model)
     assert cfg.model == expected.model
     assert cfg.train_dataloader.dataset.type == 'CityscapesDataset'
 

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
+from ..models.cooperation.paths import TOPOLOGIES, resolve_topology
 from .build_errors import config_errors
 from .class_check import check_heads
 from .config_check import ConfigError
@@ -85,11 +86,28 @@ def build_runner(cfg: Config) -> Runner:
         ConfigError: A part of the config cannot be built, or a loss does not fit its head.
     """
     _init_cpu_process_group(cfg)
+    spell_out_topology(cfg.model)
     with config_errors(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_heads(runner.model)
     runner.register_hook(RunCheckHook())
     return runner
+
+
+def spell_out_topology(model: Any) -> None:
+    """Write into the config of a model who sends to whom.
+
+    ``'one_way'``, and the order of several senders, follow the order of the networks. mmengine
+    writes configs, those in checkpoints among them, with sorted keys, so that a model built from
+    what it wrote would send the other way and load its weights without a word.
+    """
+    head = model.get('decode_head') or model.get('module', {}).get('decode_head')
+    if not isinstance(head, dict) or 'networks' not in head:
+        return
+    topology = head.get('topology', 'cross')
+    if topology in TOPOLOGIES:  # else it is spelt out, or the head says what is wrong with it
+        senders_of = resolve_topology(topology, list(head['networks']))
+        head['topology'] = {name: list(senders) for name, senders in senders_of.items()}
 
 
 def _init_cpu_process_group(cfg: Config) -> None:

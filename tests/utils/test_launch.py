@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmseg.registry import MODELS
 
-from mmseg_coop.utils import ConfigError, launch, lock_work_dir
+from mmseg_coop.models.cooperation import resolve_topology
+from mmseg_coop.utils import ConfigError, build_runner, launch, lock_work_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
@@ -132,3 +134,24 @@ def test_train_resumes_from_the_latest_or_starts_as_the_config_says(tool, tmp_pa
         prepare()  # it was deleted, or the folder was moved
     latest.touch()
     assert prepare() == (True, str(latest))
+
+
+def test_the_config_that_a_run_writes_builds_the_same_paths(tmp_path):
+    """Mmengine sorts the networks in it, which would turn one_way around."""
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict(dict(work_dir=str(tmp_path), launcher='none'))
+    cfg.model.decode_head.topology = 'one_way'
+    runner = build_runner(cfg)
+    written = Config.fromstring(runner.cfg.pretty_text, '.py')
+    assert list(written.model.decode_head.networks) == ['bottom', 'top']
+    for model in (runner.model, MODELS.build(written.model)):
+        for layers in model.decode_head.cooperation.paths.values():
+            assert all(layer.senders_of == {'bottom': ('top',)} for layer in layers)
+
+
+@pytest.mark.parametrize('path', sorted(ROOT.glob('configs/*/*one-way*.py')), ids=lambda p: p.stem)
+def test_one_way_configs_have_the_same_paths_when_mmengine_has_written_them(path):
+    cfg = Config.fromfile(path)
+    heads = [c.model.decode_head for c in (cfg, Config.fromstring(cfg.pretty_text, '.py'))]
+    first, second = (resolve_topology(head.topology, list(head.networks)) for head in heads)
+    assert first == second == dict(bottom=('top',))
