@@ -19,7 +19,7 @@ import tarfile
 import threading
 from _compat_pickle import IMPORT_MAPPING
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, ClassVar, NoReturn
@@ -40,6 +40,7 @@ from .config_text import check_names, read_config
 TRUST_VARIABLE = 'MMSEG_COOP_TRUST_CHECKPOINTS'
 
 _TORCH_LOAD = torch.load
+_DISPATCH: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 _LOCK = threading.RLock()
 _SOURCES: dict[int, str] = {}  # by the hash of each text that a checkpoint has brought: its file
 
@@ -58,6 +59,22 @@ def _refuse(what: str) -> NoReturn:
 
 # What a file may name stands for one of the following, never for the original where that one could
 # be made to do more than a checkpoint needs.
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Nothing that nests: its hash may exceed the stack."""
+    if any(isinstance(key, tuple) for key in keys):
+        _refuse('has a tuple for a key')
+
+
+def _make_set(members: list[Any]) -> set[Any]:
+    _check_keys(members)
+    return set(members)
+
+
+def _make_ordered_dict(items: Iterable[Any] = ()) -> OrderedDict[Any, Any]:
+    _check_keys(key for key, _ in items)
+    return OrderedDict(items)
 
 
 def _make_dtype(code: str, align: bool = False, copy: bool = True) -> np.dtype:
@@ -94,8 +111,8 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 _ALLOWED: dict[str, Any] = {
-    'collections.OrderedDict': OrderedDict,
-    'builtins.set': set,
+    'collections.OrderedDict': _make_ordered_dict,
+    'builtins.set': _make_set,
     'builtins.getattr': _get_method,
     '_codecs.encode': _encode,
     'mmengine.logging.history_buffer.HistoryBuffer': _Buffer,
@@ -143,8 +160,9 @@ class _DataUnpickler(pickle._Unpickler):
     """
 
     stack: list[Any]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
-    del dispatch[pickle.DUP[0]]  # would go past the memo
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_DISPATCH)
+    for _opcode in (pickle.DUP, pickle.DICT, pickle.ADDITEMS, pickle.FROZENSET):
+        del dispatch[_opcode[0]]  # would go past the memo and the keys
 
     def __init__(self, file: IO[bytes], **options: Any) -> None:
         super().__init__(file, **options)
@@ -160,6 +178,18 @@ class _DataUnpickler(pickle._Unpickler):
         if path not in _ALLOWED:
             _refuse(f'wants to run or make {path}')
         return _ALLOWED[path]
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:-1])
+        _DISPATCH[pickle.SETITEM[0]](self)
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack[::2])
+        _DISPATCH[pickle.SETITEMS[0]](self)
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def load_build(self) -> None:
         state = self.stack.pop()

@@ -535,6 +535,9 @@ UNFOLDING = {
     'tuples in an ordered dict': TUPLES + b'ccollections\nOrderedDict\n]h<N\x86a\x85R.',
     'tuples without the memo': b')' + b'2\x86' * 60 + b'}q\0' + b'0h\0N' + b's.',
     'tuples as the state of an array': b'cnumpy.core.multiarray\n_reconstruct\n)R' + TUPLES + b'b.',
+    '1 000 000 levels as a key': b'})' + b'\x85' * 1_000_000 + b'Ns.',
+    '1 000 000 levels as keys': b'}()' + b'\x85' * 1_000_000 + b'Nu.',
+    '1 000 000 levels in a set': GLOBAL_SET + b'])' + b'\x85' * 1_000_000 + b'a\x85R.',
     '100 000 levels': b'}X\x04\0\0\0meta' + b']' * 100_000 + b'a' * 99_999 + b's.',
 }
 
@@ -551,7 +554,7 @@ def test_what_unfolds_without_end_is_refused_at_once(data, zipped, tmp_path):
         empty = pickle.dumps({}, 2) + pickle.dumps([], 2)
         assert buffer.getvalue().endswith(empty)
         path.write_bytes(buffer.getvalue()[: -len(empty)] + PROTO + data + pickle.dumps([], 2))
-    with pytest.raises(CheckpointError, match=r'repeats more|levels|KeyError') as refused:
+    with pytest.raises(CheckpointError, match=r'repeats more|levels|tuple for|KeyError') as refused:
         load_checkpoint_data(path)
     assert len(str(refused.value)) < 700
 
