@@ -283,6 +283,7 @@ def test_a_run_that_is_not_finished_is_taken_only_on_demand(tmp_path):
 
 
 def test_the_config_of_a_work_dir_is_read_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(TOOL.parent)
     tool = runpy.run_path(str(TOOL))
     config = tmp_path / 'config.py'
     config.write_text("custom_imports = dict(imports=['gone'])\ntrain_cfg = dict(max_iters=7)\n")

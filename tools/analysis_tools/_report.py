@@ -1,4 +1,4 @@
-"""What the tools of this folder share: tables, files that overwrite nothing, pictures."""
+"""What the tools of this folder share: CSV, files that overwrite nothing, pictures."""
 
 from __future__ import annotations
 
@@ -21,12 +21,6 @@ plt.rcParams.update(
         'savefig.dpi': 150,
     }
 )
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a table whose first row is the header."""
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    return '\n'.join([lines[0], '|' + ' --- |' * len(rows[0]), *lines[1:]])
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from _evaluation import add_arguments, class_iou, evaluate, load, parse
-from _report import claim, markdown, plt, save, write_csv
+from _report import claim, plt, save, write_csv
+from _tables import markdown
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _measure import interleaved_seconds, median_ratio, peak_bytes
+from _tables import markdown
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -342,7 +343,7 @@ def measure(size: tuple[int, int], args: argparse.Namespace) -> None:
         row = [name, f'{sum(p.numel() for p in module.parameters()):,}']
         row += [f'{products:.3g}', f'{pooling:.3g}']
         rows.append(row + [cell for cells in columns.values() for cell in cells[name]])
-    print(markdown(rows))
+    print(markdown(rows, range(1, len(rows[0]))))
     header = ['ratio']
     for mode in ratios:
         header += [f'{mode} time', f'{mode} memory']
@@ -352,7 +353,7 @@ def measure(size: tuple[int, int], args: argparse.Namespace) -> None:
         for pair in ratios['forward']
     ]
     if len(rows) > 1:
-        print('\n' + markdown(rows))
+        print('\n' + markdown(rows, range(1, len(rows[0]))))
 
 
 def print_table_1(sizes: list[tuple[int, int]], channels: int) -> None:
@@ -370,20 +371,13 @@ def print_table_1(sizes: list[tuple[int, int]], channels: int) -> None:
         spa = 2 * channels * anchors * n
         rows.append(['SPA', f'{height}x{width}', '0.0', f'{spa / 1e9:.1f}'])
     print(f'Table 1 of DPANet, {channels} channels, {inner} inside of the non-local block\n')
-    print(markdown(rows))
+    print(markdown(rows, range(1, len(rows[0]))))
     print(
         '\nThe count goes through layers: an operation is one multiply-accumulate of a convolution'
         ',\nbut one multiplication or addition of the matrix product, which is added by hand for '
         'the\nnon-local block. SPA has no layers with parameters, and nothing was added by hand: '
         'its 0.0\nmeans that its two matrix products were not counted. They are the true figure.'
     )
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """Table whose first row is the header, with the figures to the right."""
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    rule = '| --- |' + ' ---: |' * (len(rows[0]) - 1)
-    return '\n'.join([lines[0], rule, *lines[1:]])
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from _measure import choose_device, interleaved_seconds, median_ratio, peak_bytes
+from _tables import markdown
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
@@ -107,12 +108,6 @@ class Subject:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """Table whose first row is the header."""
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    return '\n'.join([lines[0], '|' + ' --- |' * len(rows[0]), *lines[1:]])
 
 
 def mebibytes(count: int | None) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from _evaluation import add_arguments, class_iou, evaluate, load, parse
-from _report import claim, markdown, plt, save, write_csv
+from _report import claim, plt, save, write_csv
+from _tables import markdown
 
 from mmseg_coop.utils import short_errors
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from _tables import markdown, read_models
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE_NAME = 'iou.jsonl'
@@ -285,11 +286,10 @@ def last_iteration(config: Path) -> int | None:
 def paper_results() -> dict[tuple[str, str], dict[str, Any]]:
     """The papers' results in the metafiles, by name of the config and data set."""
     results = {}
-    for metafile in sorted(ROOT.glob('configs/*/metafile.yml')):
-        for model in yaml.safe_load(metafile.read_text())['Models']:
-            for result in model.get('Results', []):
-                if result['Source'] in ('paper', 'derived'):
-                    results[model['Name'], result['Dataset']] = result
+    for _, model in read_models(ROOT.glob('configs/*/metafile.yml')):
+        for result in model.get('Results', []):
+            if result['Source'] in ('paper', 'derived'):
+                results[model['Name'], result['Dataset']] = result
     return results
 
 
@@ -481,7 +481,7 @@ def body(table: Table) -> Iterator[list[str]]:
         yield [*row.cells, 'measured', *figures, measured_text(row)]
 
 
-def markdown(tables: Iterable[Table], titles: dict[str, str]) -> str:
+def page(tables: Iterable[Table], titles: dict[str, str]) -> str:
     """All tables as Markdown.
 
     Args:
@@ -497,12 +497,10 @@ def markdown(tables: Iterable[Table], titles: dict[str, str]) -> str:
         if table.paper != paper:
             paper = table.paper
             lines += [f'# {titles[paper]}', '']
-        header, *rows = body(table)
+        rows = list(body(table))
         left = len(table.columns) + table.per_class
-        marks = ['---'] * left + ['---:'] * (len(header) - left)
         lines += [f'## Table {table.number}. {table.title}', '']
-        lines += [f'| {" | ".join(cells)} |' for cells in (header, marks, *rows)]
-        lines.append('')
+        lines += [markdown(rows, range(left, len(rows[0]))), '']
         lines += [f'- {table.label(row)}: {note}.' for row in table.rows for note in row.notes]
         if table.note:
             lines.append(f'- {table.note}')
@@ -636,7 +634,7 @@ def main() -> None:
         args.csv.write_text(csv_text(tables), 'utf-8')
     if args.png is not None:
         args.png.write_bytes(png_bytes(tables))
-    print(markdown(tables, titles))
+    print(page(tables, titles))
 
 
 if __name__ == '__main__':

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import claim, markdown, plt, save
+from _report import claim, plt, save
+from _tables import markdown
 
 from mmseg_coop.utils import short_errors
 

@@ -19,9 +19,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / 'tools/analysis_tools'))
+from _tables import markdown, read_models  # noqa: E402
+
 BEGIN, END = '<!-- table: begin (tools/misc/make_tables.py) -->', '<!-- table: end -->'
 SOURCES = ('paper', 'derived', 'converted', 'ours')
 
@@ -41,16 +42,8 @@ def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -
         ValueError: A path does not exist, a result has an unknown source, or is derived without
             saying from what.
     """
-    lines = [
-        '| config | data | parameters (M) | GMAC (input) | mIoU | source |',
-        '| --- | --- | ---: | ---: | --- | --- |',
-    ]
-    models = [
-        (metafile, model)
-        for metafile in metafiles
-        for model in yaml.safe_load(metafile.read_text())['Models']
-    ]
-    for metafile, model in models:
+    rows = [['config', 'data', 'parameters (M)', 'GMAC (input)', 'mIoU', 'source']]
+    for metafile, model in read_models(metafiles):
         if only_with_results and not model.get('Results'):
             continue
         config = ROOT / model['Config']
@@ -77,12 +70,11 @@ def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -
                 for name, value in result['Metrics'].items()
             ]
         link = os.path.relpath(config, readme.parent)
-        lines.append(
-            f'| [{config.stem}]({link}) | {data} | {metadata["Parameters (M)"]:.2f} '
-            f'| {metadata["GMAC"]:.1f} ({metadata["Input size"]}) '
-            f'| {", ".join(metrics) or "not measured"} | {", ".join(sources)} |'
-        )
-    return '\n'.join(lines)
+        cost = [f'{metadata["Parameters (M)"]:.2f}']
+        cost.append(f'{metadata["GMAC"]:.1f} ({metadata["Input size"]})')
+        cells = [f'[{config.stem}]({link})', data, *cost, ', '.join(metrics) or 'not measured']
+        rows.append([*cells, ', '.join(sources)])
+    return markdown(rows, right=(2, 3))
 
 
 def with_table(readme: str, new: str) -> str:

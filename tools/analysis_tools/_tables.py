@@ -1,0 +1,22 @@
+"""What tools read tables from and write them as: metafiles and Markdown. Imports nothing slow."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def read_models(metafiles: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the models of metafiles, each with its file."""
+    for metafile in metafiles:
+        for model in yaml.safe_load(metafile.read_text('utf-8'))['Models']:
+            yield metafile, model
+
+
+def markdown(rows: Sequence[Sequence[str]], right: Container[int] = ()) -> str:
+    """Lay out a table whose first row is the header; ``right`` are columns aligned to the right."""
+    rule = ['---:' if column in right else '---' for column in range(len(rows[0]))]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (rows[0], rule, *rows[1:]))
