@@ -13,8 +13,10 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import ReduceOnPlateauParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmseg.evaluation import IoUMetric
+from mmseg.models import SegDataPreProcessor
 
 from ..evaluation import CoopIoUMetric
+from ..models.segmentors import CrossCoopEncoderDecoder
 from .config_check import ConfigError
 
 
@@ -53,6 +55,23 @@ class RunCheckHook(Hook):
             _check_schedules(runner, runner._train_loop)
             _check_custom_keys(runner)
 
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Look at the sizes of a batch.
+
+        Args:
+            runner: The runner.
+            batch_idx: Not used; part of mmengine's interface.
+            data_batch: The batch.
+
+        Raises:
+            ConfigError: The images have several sizes, and the model takes one a batch.
+        """
+        _check_sizes(runner.model, data_batch, 'val')
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Look at the sizes of a batch, see :meth:`before_val_iter`."""
+        _check_sizes(runner.model, data_batch, 'test')
+
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Look for what ``save_best`` names among the metrics.
 
@@ -65,6 +84,22 @@ class RunCheckHook(Hook):
         """
         if metrics:  # otherwise mmengine says that there are none
             _check_save_best(runner, list(metrics))
+
+
+def _check_sizes(model: Any, batch: Any, split: str) -> None:
+    model = getattr(model, 'module', model)
+    if isinstance(model, CrossCoopEncoderDecoder) or not isinstance(
+        getattr(model, 'data_preprocessor', None), SegDataPreProcessor
+    ):
+        return
+    images = [image for image in batch['inputs'] if isinstance(image, torch.Tensor)]
+    sizes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(sizes) > 1:
+        raise ConfigError(
+            f'{split}_dataloader.batch_size is {len(images)}, but images of a batch have several '
+            f'sizes, {" and ".join("x".join(map(str, size)) for size in sizes[:2])}, and '
+            f'{type(model).__name__} takes one a batch; set {split}_dataloader.batch_size=1.'
+        )
 
 
 def _metric_names(metric: BaseMetric, outputs: tuple[str, ...]) -> list[str] | None:

@@ -235,3 +235,23 @@ def test_an_interval_of_nothing_is_refused(cfg, key, message):
     cfg.visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
     cfg.merge_from_dict({f'{key}.interval': 0})
     refused(cfg, message)
+
+
+def test_images_of_several_sizes_are_refused_by_a_model_that_takes_one(cfg):
+    for folder in ('img_dir', 'ann_dir'):
+        image = np.zeros((48, 64), np.uint8)
+        cv2.imwrite(str(Path(cfg.train_dataloader.dataset.data_root, folder, '0.png')), image)
+    cfg.model = dict(
+        type='EncoderDecoder',
+        data_preprocessor=cfg.model.data_preprocessor,
+        backbone=cfg.model.backbone.networks.top,
+        decode_head=dict(type='FCNHead', in_channels=64, channels=8, num_classes=4, num_convs=1),
+        test_cfg=dict(mode='whole'),
+    )
+    cfg.val_dataloader.batch_size = 2
+    cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
+    with config_errors(cfg), pytest.raises(ConfigError, match=r'48x64 and 64x64.*batch_size=1'):
+        build_runner(cfg).val()
+    cfg.val_dataloader.batch_size = 1
+    cfg.experiment_name += '_1'
+    build_runner(cfg).val()
