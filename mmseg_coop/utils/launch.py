@@ -86,7 +86,7 @@ def build_runner(cfg: Config) -> Runner:
         ConfigError: A part of the config cannot be built, or a loss does not fit its head.
     """
     _init_cpu_process_group(cfg)
-    spell_out_topology(cfg.model)
+    spell_out_topology(cfg.get('model', {}))
     with config_errors(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_heads(runner.model)
