@@ -22,7 +22,7 @@ from mmseg.registry import MODELS, PARAM_SCHEDULERS
 
 import mmseg_coop.models
 from mmseg_coop.models import ChannelPoolAttention, SpatialPoolAttention, decode_heads
-from mmseg_coop.models.decode_heads import coop_head, cross_coop_aspp_head
+from mmseg_coop.models.decode_heads import coop_head, deeplabv3plus_head
 from mmseg_coop.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,7 +184,7 @@ def test_the_figure_shows_every_site_of_the_heads(page, config):
 
 @pytest.mark.parametrize('page', PAPERS)
 def test_named_classes_files_and_configs_exist(page):
-    places = [mmseg_coop.models, decode_heads, coop_head, cross_coop_aspp_head, mmcv.cnn]
+    places = [mmseg_coop.models, decode_heads, coop_head, deeplabv3plus_head, mmcv.cnn]
     stems = [path.stem for path in ROOT.glob('configs/**/*.py')]
     checked = 0
     for span in re.findall(r'`([^`\n]+)`', prose(page)):
@@ -210,8 +210,8 @@ def test_named_classes_files_and_configs_exist(page):
 @pytest.mark.parametrize('page', PAPERS)
 def test_named_settings_are_arguments(page):
     classes = [
-        coop_head.BaseCoopHead,
-        cross_coop_aspp_head.DeepLabV3PlusHead,
+        coop_head.CoopHead,
+        decode_heads.DeepLabV3PlusHead,
         decode_heads.DPAHead,
         SpatialPoolAttention,
         ChannelPoolAttention,
@@ -357,7 +357,7 @@ def test_maps_are_exchanged_behind_their_relu():
         torch.rand(1, 3, 33, 33)
     )
     assert low_level.min() >= 0
-    head = cross_coop_aspp_head.DeepLabV3PlusHead(
+    head = decode_heads.DeepLabV3PlusHead(
         in_channels=6, low_level_in_channels=5, low_level_channels=4, channels=8, num_classes=2
     ).eval()
     steps, sent, offered = (

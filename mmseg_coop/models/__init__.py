@@ -3,13 +3,20 @@
 from .attentions import ChannelPoolAttention, PoolUnit, SpatialPoolAttention
 from .backbones import CoopBackbone, Xception
 from .cooperation import ConcatFusion, Cooperation, CooperativePaths, GatedFusion, SumFusion
-from .decode_heads import CrossCoopASPPHead, CrossCoopDPAHead, DPAHead
+from .decode_heads import (
+    CoopHead,
+    CrossCoopASPPHead,
+    CrossCoopDPAHead,
+    DeepLabV3PlusHead,
+    DPAHead,
+)
 from .segmentors import CoopTTAModel, CrossCoopEncoderDecoder
 
 __all__ = [
     'ChannelPoolAttention',
     'ConcatFusion',
     'CoopBackbone',
+    'CoopHead',
     'CoopTTAModel',
     'Cooperation',
     'CooperativePaths',
@@ -17,6 +24,7 @@ __all__ = [
     'CrossCoopDPAHead',
     'CrossCoopEncoderDecoder',
     'DPAHead',
+    'DeepLabV3PlusHead',
     'GatedFusion',
     'PoolUnit',
     'SpatialPoolAttention',

@@ -13,7 +13,7 @@ from mmseg.registry import DATASETS
 from torch import nn
 
 from ..models._checks import check_losses
-from ..models.decode_heads.coop_head import BaseCoopHead, SteppedDecodeHead
+from ..models.decode_heads import CooperativeDecodeHead, CoopHead
 from .config_check import SPLITS, ConfigError, find_types
 from .leaf_datasets import leaf_datasets
 
@@ -105,7 +105,7 @@ def means_classes_of_data(head: Any) -> bool:
     Returns:
         Whether it has.
     """
-    if not inspect.isclass(head) or issubclass(head, (BaseCoopHead, SteppedDecodeHead)):
+    if not inspect.isclass(head) or issubclass(head, (CoopHead, CooperativeDecodeHead)):
         return inspect.isclass(head)
     return all(
         getattr(head, name, None) is getattr(BaseDecodeHead, name)

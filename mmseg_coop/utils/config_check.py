@@ -17,7 +17,7 @@ from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.registry import WEIGHT_INITIALIZERS
 from torch.utils.data import DataLoader
 
-from ..models.decode_heads.coop_head import BaseCoopHead
+from ..models.decode_heads import CoopHead
 from ..models.segmentors import CrossCoopEncoderDecoder
 from ..registry import REGISTRIES
 from .leaf_datasets import leaf_datasets
@@ -252,14 +252,17 @@ def _check_part(part: Any, path: str) -> None:
             _check_plain_below(value, f'{path}.{key}')
         else:
             _check_part(value, f'{path}.{key}')
-    if len(targets) == 1 and inspect.isclass(targets[0]) and issubclass(targets[0], BaseCoopHead):
-        head = targets[0].head_class
+    if len(targets) == 1 and inspect.isclass(targets[0]) and issubclass(targets[0], CoopHead):
         for name, network in part.get('networks', {}).items():
+            try:
+                head = targets[0].head_class(network)
+            except ValueError as error:
+                raise ConfigError(f'{path}.networks.{name}: {error}') from error
             known = constructor_keys(head).known
             for key in known:
                 if known[key].default is inspect.Parameter.empty and not {key} & {*part, *network}:
                     raise ConfigError(f'{path}.networks.{name} lacks {key}, as does {path}.')
-            for key, value in network.items():
+            for key, value in network.items() if 'type' not in network else ():
                 own = f'{path}.networks.{name}.{key}'
                 _check_value(own, value, constructor_keys(head), head.__name__)
 
@@ -321,8 +324,10 @@ def _check_keys(
 
 def _keys_of(target: Any) -> Keys:
     keys = constructor_keys(target)
-    if inspect.isclass(target) and issubclass(target, BaseCoopHead):
-        shared = constructor_keys(target.head_class)  # which gets the rest
+    if inspect.isclass(target) and issubclass(target, CoopHead):
+        if target.head_type is None:  # the rest goes to heads of several types
+            return keys
+        shared = constructor_keys(target.head_class({}))  # which gets the rest
         return Keys({**shared.known, **keys.known}, shared.complete)
     if inspect.isclass(target) and issubclass(target, CheckpointHook):
         # The rest goes to this method, whose refusal would come with the first checkpoint only.

@@ -94,7 +94,10 @@ def _places_in(part: Any, path: str) -> Iterator[_Place]:
         items = part.items()
         targets = find_types(part.get('type'))
         # a cooperative head hands on to its networks what it does not take itself
-        heads = [getattr(target, 'head_class', target) for target in targets]
+        heads = [
+            target.head_class({}) if getattr(target, 'head_type', None) else target
+            for target in targets
+        ]
         known = constructor_keys(heads[0]).known if len(heads) == 1 else {}
         default = {name: key.default for name, key in known.items()}
         for name in _NAMES:

@@ -9,7 +9,7 @@ from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import MODELS
 from torch import nn
 
-from mmseg_coop.models.decode_heads.cross_coop_aspp_head import DeepLabV3PlusHead
+from mmseg_coop.models import DeepLabV3PlusHead
 from mmseg_coop.utils import ConfigError, check_data, launch
 from mmseg_coop.utils.class_check import check_classes, check_heads
 

@@ -23,7 +23,7 @@ from mmseg.registry import MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmseg_coop.models.decode_heads.cross_coop_aspp_head import DeepLabV3PlusHead
+from mmseg_coop.models import DeepLabV3PlusHead
 from mmseg_coop.utils import forget_pretrained, image_size, load_config, short_errors
 
 #: Layers of DeepLabV3PlusHead by the part of the network that the papers count them to.

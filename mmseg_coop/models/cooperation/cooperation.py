@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any
 
 from mmengine.model import BaseModule, ModuleDict, ModuleList
@@ -66,6 +66,18 @@ def run_in_step(
         features = exchange(first, arrived) if exchange else {**arrived}
 
 
+def _pass(sites: Collection[str], steps: Steps) -> Steps:
+    """Let a network go on with its own feature maps at these sites."""
+    feature: Any = None
+    while True:
+        try:
+            site, feature = steps.send(feature)
+        except StopIteration as finished:
+            return finished.value
+        if site not in sites:
+            feature = yield site, feature
+
+
 class Cooperation(BaseModule):
     """All cooperative paths between networks that run in step.
 
@@ -75,7 +87,8 @@ class Cooperation(BaseModule):
     Args:
         site_channels: For every network the channels at each site, in the order in which it yields
             there, e.g. ``dict(top=dict(aspp=(256, 256), decoder=(256,)), bottom=…)``.
-        connections: Sites at which the networks exchange. None means all. Defaults to None.
+        connections: Sites at which the networks exchange. None means all that all networks have.
+            Defaults to None. Sites that only some networks have, they pass alone.
         paths: Arguments of :class:`CooperativePaths` other than ``channels``.
         init_cfg: Initialisation of the parameters. Defaults to None.
 
@@ -95,8 +108,9 @@ class Cooperation(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         names = list(site_channels)
+        shared = set.intersection(*({*sites} for sites in site_channels.values()))
         layers = {
-            name: [(site, len(channels)) for site, channels in sites.items()]
+            name: [(site, len(channels)) for site, channels in sites.items() if site in shared]
             for name, sites in site_channels.items()
         }
         if any(layers[name] != layers[names[0]] for name in names):
@@ -105,12 +119,16 @@ class Cooperation(BaseModule):
                 f'order, got {layers}; give them the same number of dilations and convolutions.'
             )
         self.layers = dict(layers[names[0]])
+        self.others = {name: {*sites} - shared for name, sites in site_channels.items()}
         sites = list(self.layers)
         connections = sites if connections is None else list(connections)
         for site in connections:
             if site not in sites:
+                known = [name for name in names if site in site_channels[name]]
                 raise ValueError(
-                    f'connections has the unknown site {site!r}; the sites are {sites}.'
+                    f'connections has the site {site!r}, which '
+                    + (f'only {", ".join(known)} has' if known else 'is unknown')
+                    + f'; the sites that all networks have are {sites}.'
                 )
         self.paths = ModuleDict()
         for site in sites:
@@ -144,7 +162,8 @@ class Cooperation(BaseModule):
             reached[site] += 1
             return self.paths[site][layer](features) if site in self.paths else features
 
-        results = run_in_step(networks, exchange)
+        in_step = {name: _pass(self.others[name], steps) for name, steps in networks.items()}
+        results = run_in_step(in_step, exchange)
         if reached != self.layers:
             raise RuntimeError(
                 f'the networks arrive at the sites {dict(reached)} (times), but site_channels has '

@@ -1,15 +1,15 @@
 """Decode heads."""
 
-from .coop_head import BaseCoopHead, SteppedDecodeHead
-from .cross_coop_aspp_head import CrossCoopASPPHead, DeepLabV3PlusHead
-from .cross_coop_dpa_head import CrossCoopDPAHead
+from .coop_head import CoopHead, CrossCoopASPPHead, CrossCoopDPAHead
+from .cooperative_decode_head import CooperativeDecodeHead
+from .deeplabv3plus_head import DeepLabV3PlusHead
 from .dpa_head import DPAHead
 
 __all__ = [
-    'BaseCoopHead',
+    'CoopHead',
+    'CooperativeDecodeHead',
     'CrossCoopASPPHead',
     'CrossCoopDPAHead',
     'DPAHead',
     'DeepLabV3PlusHead',
-    'SteppedDecodeHead',
 ]

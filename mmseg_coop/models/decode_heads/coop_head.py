@@ -1,180 +1,38 @@
-"""What decode heads need in order to cooperate, and the head that lets them."""
+"""Decode heads that cooperate."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from mmengine.model import BaseModule, ModuleDict
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.models.losses import accuracy
-from mmseg.models.utils import resize
+from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
-from .._checks import InputError, check_fraction, check_losses, check_positive
-from ..cooperation import Cooperation, Steps, run_in_step
-
-#: The name of the sum of all networks' outputs; no network may be called so.
-ENSEMBLE = 'ensemble'
+from .._checks import InputError
+from ..cooperation import Cooperation, check_network_names
+from .cooperative_decode_head import CooperativeDecodeHead
 
 
-class SteppedDecodeHead(BaseDecodeHead):
-    """A decode head that offers its feature maps layer by layer.
-
-    Subclasses write their forward pass once, as :meth:`steps`; alone they are ordinary heads of
-    mmseg, and :class:`BaseCoopHead` runs several in step.
-
-    Args:
-        in_channels: Channels of the backbone's output.
-        channels: Channels of the layers.
-        num_classes: Number of classes.
-        in_index: Level of the backbone's output in the feature pyramid. Defaults to -1.
-        dropout_ratio: Share of what the dropout drops. Defaults to 0.1.
-        ignore_index: Label that is ignored. Defaults to 255.
-        align_corners: Passed to every interpolation. Defaults to False.
-        **kwargs: Further arguments of mmseg's ``BaseDecodeHead``.
-
-    Raises:
-        ValueError: A number is out of its range, or a loss does not fit the outputs.
-    """
-
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        channels: int,
-        num_classes: int,
-        in_index: int = -1,
-        dropout_ratio: float = 0.1,
-        ignore_index: int = 255,
-        align_corners: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        check_positive('in_channels', in_channels)
-        check_positive('channels', channels)
-        check_positive('num_classes', num_classes)
-        check_fraction('dropout_ratio', dropout_ratio)
-        if kwargs.get('loss_decode', True) in (None, [], ()):
-            raise ValueError(f'loss_decode={kwargs["loss_decode"]!r} leaves nothing to train with.')
-        super().__init__(
-            in_channels=in_channels,
-            channels=channels,
-            num_classes=num_classes,
-            in_index=in_index,
-            dropout_ratio=dropout_ratio,
-            ignore_index=ignore_index,
-            align_corners=align_corners,
-            **kwargs,
-        )
-        check_losses(self)
-
-    @property
-    @abstractmethod
-    def site_channels(self) -> dict[str, tuple[int, ...]]:
-        """Channels at every site, in the order in which :meth:`steps` yields there."""
-
-    @property
-    def input_channels(self) -> dict[int, int]:
-        """Channels expected at each used index of the feature pyramid."""
-        return {self.in_index: self.in_channels}
-
-    @abstractmethod
-    def steps(self, inputs: Sequence[Tensor]) -> Steps:
-        """Run the head as a generator.
-
-        Args:
-            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
-
-        Yields:
-            ``(site, feature)``; it is sent the feature map with which it goes on.
-
-        Returns:
-            The logits, ``(N, num_classes, H, W)``.
-        """
-
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Run without partners.
-
-        Args:
-            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
-
-        Returns:
-            The logits, ``(N, num_classes, H, W)``.
-        """
-        self.check_inputs(inputs)
-        return run_in_step(dict(head=self.steps(inputs)))['head']
-
-    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Losses, and the share of pixels that are right.
-
-        Args:
-            seg_logits: ``(N, num_classes, H, W)``, or ``(N, 1, H, W)`` with ``out_channels=1``.
-            batch_data_samples: Samples with ``gt_sem_seg``.
-
-        Returns:
-            Losses by name, and ``acc_seg``, in percent.
-        """
-        losses = super().loss_by_feat(seg_logits, batch_data_samples)
-        if self.out_channels == 1:  # the largest of one logit, for mmseg, is always class 0
-            labels = self._stack_batch_gt(batch_data_samples)
-            logits = resize(
-                seg_logits,
-                size=labels.shape[2:],
-                mode='bilinear',
-                align_corners=self.align_corners,
-            )
-            probability = logits.detach().sigmoid()
-            losses['acc_seg'] = accuracy(
-                torch.cat([torch.full_like(probability, self.threshold), probability], dim=1),
-                labels.squeeze(1),
-                ignore_index=self.ignore_index,
-            )
-        return losses
-
-    def check_inputs(self, inputs: Sequence[Tensor], network: str = '') -> None:
-        """Compare the feature pyramid with what the head was built for.
-
-        Args:
-            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
-            network: Name of the network, for the message. Defaults to ''.
-
-        Raises:
-            ValueError: A level is missing or has other channels.
-        """
-        where = f' of network {network!r}' if network else ''
-        pyramid = [feature.shape[1] for feature in inputs]
-        for index, channels in self.input_channels.items():
-            if not -len(inputs) <= index < len(inputs):
-                raise InputError(
-                    f'the decode head{where} takes level {index} of the feature pyramid, but the '
-                    f'backbone returns {len(inputs)} levels; choose an index below that or extend '
-                    "the backbone's out_indices."
-                )
-            if pyramid[index] != channels:
-                raise InputError(
-                    f'the decode head{where} was built for {channels} channels at level {index} of '
-                    f'the feature pyramid, but the backbone returns {pyramid[index]} there (its '
-                    f'levels have {pyramid} channels); change in_channels '
-                    '(low_level_in_channels) or the index.'
-                )
-
-
-class BaseCoopHead(BaseModule):
+@MODELS.register_module()
+class CoopHead(BaseModule):
     """Several decode heads, one a network, that exchange feature maps at their sites.
 
     Each network keeps its own classifier and its own loss; the total is their sum (equation 1).
+    Heads of different types exchange at the sites that all of them have.
 
     Args:
         networks: For every network, by name and in order (the first is the paper's "top"), the
-            arguments of its head that differ from those of the others, ``in_channels`` above all.
+            ``type`` of its head, a :class:`CooperativeDecodeHead`, and the arguments that differ
+            from those of the others, ``in_channels`` above all.
         num_classes: Number of classes.
         topology: Who sends to whom: ``'none'``, ``'one_way'`` (each network to those after it),
             ``'cross'`` (each to all others), or a mapping from a receiver to its senders. Defaults
             to ``'cross'``.
-        connections: Sites at which the networks exchange; None means all. Defaults to None.
+        connections: Sites at which the networks exchange; None means all that they share. Defaults
+            to None.
         fusion: How a receiver merges what arrives. Defaults to ``dict(type='SumFusion')``.
         detach: Whether the gradient stops at the paths. Defaults to False.
         norm_cfg: Normalisation of the heads and the paths. Defaults to ``dict(type='BN')``.
@@ -184,11 +42,32 @@ class BaseCoopHead(BaseModule):
         **kwargs: Further arguments of every head, e.g. ``channels`` or ``loss_decode``.
 
     Raises:
-        ValueError: No network, a reserved or impossible name, an unknown site, topology or fusion,
-            or networks that differ in their classes, in the ignored label or in the threshold.
+        ValueError: No network, a reserved or impossible name, an unknown head, site, topology or
+            fusion, or networks that differ in their classes, in the ignored label or in the
+            threshold.
+
+    Example:
+        >>> import torch
+        >>> head = CoopHead(
+        ...     networks=dict(
+        ...         top=dict(type='DeepLabV3PlusHead', in_channels=32, low_level_in_channels=8),
+        ...         bottom=dict(type='DPAHead', in_channels=16),
+        ...     ),
+        ...     channels=8,
+        ...     num_classes=3,
+        ... ).eval()
+        >>> list(head.cooperation.paths)
+        ['input']
+        >>> pyramids = dict(
+        ...     top=[torch.rand(2, 8, 16, 16), torch.rand(2, 32, 4, 4)],
+        ...     bottom=[torch.rand(2, 16, 8, 8)],
+        ... )
+        >>> {name: tuple(x.shape) for name, x in head(pyramids).items()}
+        {'top': (2, 3, 16, 16), 'bottom': (2, 3, 8, 8)}
     """
 
-    head_class: ClassVar[type[SteppedDecodeHead]]
+    #: Type of the networks that name none.
+    head_type: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -239,11 +118,38 @@ class BaseCoopHead(BaseModule):
         self.ignore_index = first.ignore_index
         self.align_corners = align_corners
 
-    def _build_head(self, network: str, arguments: dict[str, Any]) -> SteppedDecodeHead:
+    def _build_head(self, network: str, arguments: dict[str, Any]) -> CooperativeDecodeHead:
         try:
-            return self.head_class(**arguments)
+            head = self.head_class(arguments)
+            return head(**{key: value for key, value in arguments.items() if key != 'type'})
         except ValueError as error:
             raise ValueError(f'network {network!r}: {error}') from error
+
+    @classmethod
+    def head_class(cls, network: Mapping[str, Any]) -> type[CooperativeDecodeHead]:
+        """Find the class of a network's head.
+
+        Args:
+            network: Config of the network's head.
+
+        Returns:
+            The class that its ``type`` names, or else the default one.
+
+        Raises:
+            ValueError: There is no type, or that of a head that offers no sites.
+        """
+        name = network.get('type', cls.head_type)
+        if name is None:
+            raise ValueError(
+                f"{cls.__name__} needs to know the head; give a type, such as 'DeepLabV3PlusHead'."
+            )
+        head = MODELS.get(name) if isinstance(name, str) else name
+        if not inspect.isclass(head) or not issubclass(head, CooperativeDecodeHead):
+            raise ValueError(
+                f'type={name!r} is no head that offers sites; use DeepLabV3PlusHead, DPAHead, or '
+                'derive one from CooperativeDecodeHead and register it.'
+            )
+        return head
 
     def _check_agreement(self, num_classes: int) -> None:
         """Compare what the networks have to share, as they share labels and the ensemble."""
@@ -328,20 +234,72 @@ class BaseCoopHead(BaseModule):
         }
 
 
-def check_network_names(networks: Mapping[str, Any]) -> None:
-    """Reject names that cannot serve as a network's name.
+@MODELS.register_module()
+class CrossCoopASPPHead(CoopHead):
+    """DeepLabV3+ heads with cross cooperative connections.
+
+    The proposed method of "Fusion of Different Features by Cross Cooperative Learning for Semantic
+    Segmentation" (Ikedo and Hotta, VISAPP 2022), section 3. Its predecessor, its ablations and its
+    baselines are settings of this class:
+
+    =============================  ==============================================================
+    method                         setting
+    =============================  ==============================================================
+    ours                           ``topology='cross'``
+    conventional                   ``topology='one_way'``
+    w/o all path, ensemble         ``topology='none'``
+    without Connection 1           ``connections=['aspp', 'aspp_output', 'low_level', 'decoder']``
+    without Connection 2           ``connections=['input', 'aspp', 'low_level', 'decoder']``
+    single network                 one entry in ``networks``
+    =============================  ==============================================================
 
     Args:
-        networks: Networks by name.
+        networks: By name, arguments of :class:`DeepLabV3PlusHead` in which the networks differ.
+        **kwargs: Arguments of :class:`CoopHead`, and those of :class:`DeepLabV3PlusHead` that
+            all networks share.
 
-    Raises:
-        ValueError: There is no network, or a name is no identifier or stands for the ensemble.
+    Example:
+        >>> import torch
+        >>> head = CrossCoopASPPHead(
+        ...     networks=dict(
+        ...         top=dict(in_channels=32, low_level_in_channels=8),
+        ...         bottom=dict(in_channels=16, low_level_in_channels=4),
+        ...     ),
+        ...     channels=8,
+        ...     num_classes=3,
+        ... ).eval()
+        >>> top = [torch.rand(2, 8, 16, 16), torch.rand(2, 32, 4, 4)]
+        >>> bottom = [torch.rand(2, 4, 16, 16), torch.rand(2, 16, 4, 4)]
+        >>> {name: tuple(x.shape) for name, x in head(dict(top=top, bottom=bottom)).items()}
+        {'top': (2, 3, 16, 16), 'bottom': (2, 3, 16, 16)}
     """
-    if not networks:
-        raise ValueError('networks is empty; name at least one network.')
-    for name in networks:
-        if not str(name).isidentifier() or name in (ENSEMBLE, 'all'):
-            raise ValueError(
-                f'{name!r} cannot name a network; use a Python identifier other than '
-                f"{ENSEMBLE!r} and 'all', which stand for the outputs."
-            )
+
+    head_type = 'DeepLabV3PlusHead'
+
+
+@MODELS.register_module()
+class CrossCoopDPAHead(CoopHead):
+    """DPANet heads with cooperative paths.
+
+    The predecessor of cross cooperative learning ("Feature Sharing Cooperative Network for Semantic
+    Segmentation", Ikedo and Hotta, VISAPP 2021) let two DANets cooperate. DPANet has the layout of
+    DANet, so this is its idea on cheaper attention; the sites are those of :class:`DPAHead`.
+
+    Args:
+        networks: By name, arguments of :class:`DPAHead` in which the networks differ.
+        **kwargs: Arguments of :class:`CoopHead`, and those of :class:`DPAHead` that all
+            networks share.
+
+    Example:
+        >>> import torch
+        >>> head = CrossCoopDPAHead(
+        ...     networks=dict(top=dict(in_channels=32), bottom=dict(in_channels=16)),
+        ...     channels=8,
+        ...     num_classes=3,
+        ... ).eval()
+        >>> logits = head(dict(top=[torch.rand(1, 32, 8, 8)], bottom=[torch.rand(1, 16, 8, 8)]))
+        >>> {name: tuple(x.shape) for name, x in logits.items()}
+        {'top': (1, 3, 8, 8), 'bottom': (1, 3, 8, 8)}
+    """
+
+    head_type = 'DPAHead'

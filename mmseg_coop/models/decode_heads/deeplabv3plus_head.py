@@ -1,4 +1,4 @@
-"""DeepLabV3+ decode heads that cooperate at every layer of ASPP and decoder."""
+"""The decode head of DeepLabV3+, which offers the maps of every layer of ASPP and decoder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import InputError, check_all_positive, check_positive
 from ..cooperation import Steps
-from .coop_head import BaseCoopHead, SteppedDecodeHead
+from .cooperative_decode_head import CooperativeDecodeHead
 
 
-class DeepLabV3PlusHead(SteppedDecodeHead):
+@MODELS.register_module()
+class DeepLabV3PlusHead(CooperativeDecodeHead):
     """ASPP and decoder of one DeepLabV3+, as the paper draws them in figure 3.
 
     ASPP has five branches: 1x1, 3x3 at the three rates, image pooling. mmseg's own DeepLabV3+ head
@@ -40,10 +41,19 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
         num_decoder_convs: 3x3 convolutions of the decoder. Defaults to 2.
         separable: Depthwise separable instead of dense 3x3 convolutions. Defaults to False.
         dropout_ratio: Dropout behind the ASPP output. Defaults to 0.1.
-        **kwargs: Arguments of mmseg's ``BaseDecodeHead``, ``num_classes`` above all.
+        **kwargs: Arguments of mmseg's ``BaseDecodeHead``, ``num_classes`` above all. ``norm_cfg``
+            defaults to ``dict(type='BN')`` here.
 
     Raises:
         ValueError: A number is out of its range.
+
+    Example:
+        >>> import torch
+        >>> head = DeepLabV3PlusHead(
+        ...     in_channels=32, low_level_in_channels=8, channels=16, num_classes=19
+        ... ).eval()
+        >>> head([torch.rand(1, 8, 16, 16), torch.rand(1, 32, 4, 4)]).shape
+        torch.Size([1, 19, 16, 16])
     """
 
     def __init__(
@@ -168,46 +178,3 @@ class DeepLabV3PlusHead(SteppedDecodeHead):
                 "statistics such as dict(type='GN', num_groups=32)."
             )
         return self.image_pool(x)
-
-
-@MODELS.register_module()
-class CrossCoopASPPHead(BaseCoopHead):
-    """DeepLabV3+ heads with cross cooperative connections.
-
-    The proposed method of "Fusion of Different Features by Cross Cooperative Learning for Semantic
-    Segmentation" (Ikedo and Hotta, VISAPP 2022), section 3. Its predecessor, its ablations and its
-    baselines are settings of this class:
-
-    =============================  ==============================================================
-    method                         setting
-    =============================  ==============================================================
-    ours                           ``topology='cross'``
-    conventional                   ``topology='one_way'``
-    w/o all path, ensemble         ``topology='none'``
-    without Connection 1           ``connections=['aspp', 'aspp_output', 'low_level', 'decoder']``
-    without Connection 2           ``connections=['input', 'aspp', 'low_level', 'decoder']``
-    single network                 one entry in ``networks``
-    =============================  ==============================================================
-
-    Args:
-        networks: By name, arguments of :class:`DeepLabV3PlusHead` in which the networks differ.
-        **kwargs: Arguments of :class:`BaseCoopHead`, and those of :class:`DeepLabV3PlusHead` that
-            all networks share.
-
-    Example:
-        >>> import torch
-        >>> head = CrossCoopASPPHead(
-        ...     networks=dict(
-        ...         top=dict(in_channels=32, low_level_in_channels=8),
-        ...         bottom=dict(in_channels=16, low_level_in_channels=4),
-        ...     ),
-        ...     channels=8,
-        ...     num_classes=3,
-        ... ).eval()
-        >>> top = [torch.rand(2, 8, 16, 16), torch.rand(2, 32, 4, 4)]
-        >>> bottom = [torch.rand(2, 4, 16, 16), torch.rand(2, 16, 4, 4)]
-        >>> {name: tuple(x.shape) for name, x in head(dict(top=top, bottom=bottom)).items()}
-        {'top': (2, 3, 16, 16), 'bottom': (2, 3, 16, 16)}
-    """
-
-    head_class = DeepLabV3PlusHead

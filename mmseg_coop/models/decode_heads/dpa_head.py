@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .._checks import check_choice
 from ..attentions import ChannelPoolAttention, SpatialPoolAttention
 from ..cooperation import Steps
-from .coop_head import SteppedDecodeHead
+from .cooperative_decode_head import CooperativeDecodeHead
 
 #: The outputs, each with a classifier and a loss: both branches together, then either alone.
 OUTPUTS = ('fused', 'spa', 'cpa')
@@ -55,7 +55,7 @@ class AttentionBranch(BaseModule):
 
 
 @MODELS.register_module()
-class DPAHead(SteppedDecodeHead):
+class DPAHead(CooperativeDecodeHead):
     """Decode head of `DPANet <https://arxiv.org/abs/2210.05437>`_ (figure 2).
 
     Two branches, a :class:`SpatialPoolAttention` and a :class:`ChannelPoolAttention`, each between
@@ -132,7 +132,6 @@ class DPAHead(SteppedDecodeHead):
                 f'input_transform={kwargs["input_transform"]!r} asks for several levels of the '
                 'feature pyramid, but DPAHead takes one; leave it out and choose in_index.'
             )
-        kwargs.setdefault('norm_cfg', dict(type='BN'))
         if convolutions == 'none':
             channels = in_channels
         super().__init__(in_channels=in_channels, channels=channels, **kwargs)

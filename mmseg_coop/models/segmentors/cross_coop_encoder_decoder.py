@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import OptSampleList, SampleList
 from torch import Tensor
 
-from ..decode_heads.coop_head import ENSEMBLE
+from ..cooperation import ENSEMBLE
 
 
 @MODELS.register_module()

@@ -1,0 +1,160 @@
+"""What a decode head needs in order to cooperate."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import accuracy
+from mmseg.models.utils import resize
+from mmseg.utils import SampleList
+from torch import Tensor
+
+from .._checks import InputError, check_fraction, check_losses, check_positive
+from ..cooperation import Steps, run_in_step
+
+
+class CooperativeDecodeHead(BaseDecodeHead):
+    """A decode head that offers its feature maps at sites, layer by layer.
+
+    Subclasses write their forward pass once, as :meth:`steps`; alone they are ordinary heads of
+    mmseg, and :class:`CoopHead` runs several in step.
+
+    Args:
+        in_channels: Channels of the backbone's output.
+        channels: Channels of the layers.
+        num_classes: Number of classes.
+        in_index: Level of the backbone's output in the feature pyramid. Defaults to -1.
+        dropout_ratio: Share of what the dropout drops. Defaults to 0.1.
+        ignore_index: Label that is ignored. Defaults to 255.
+        align_corners: Passed to every interpolation. Defaults to False.
+        **kwargs: Further arguments of mmseg's ``BaseDecodeHead``. ``norm_cfg`` defaults to
+            ``dict(type='BN')`` here.
+
+    Raises:
+        ValueError: A number is out of its range, or a loss does not fit the outputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        in_index: int = -1,
+        dropout_ratio: float = 0.1,
+        ignore_index: int = 255,
+        align_corners: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_positive('in_channels', in_channels)
+        check_positive('channels', channels)
+        check_positive('num_classes', num_classes)
+        check_fraction('dropout_ratio', dropout_ratio)
+        if kwargs.get('loss_decode', True) in (None, [], ()):
+            raise ValueError(f'loss_decode={kwargs["loss_decode"]!r} leaves nothing to train with.')
+        kwargs.setdefault('norm_cfg', dict(type='BN'))
+        super().__init__(
+            in_channels=in_channels,
+            channels=channels,
+            num_classes=num_classes,
+            in_index=in_index,
+            dropout_ratio=dropout_ratio,
+            ignore_index=ignore_index,
+            align_corners=align_corners,
+            **kwargs,
+        )
+        check_losses(self)
+
+    @property
+    @abstractmethod
+    def site_channels(self) -> dict[str, tuple[int, ...]]:
+        """Channels at every site, in the order in which :meth:`steps` yields there."""
+
+    @property
+    def input_channels(self) -> dict[int, int]:
+        """Channels expected at each used index of the feature pyramid."""
+        return {self.in_index: self.in_channels}
+
+    @abstractmethod
+    def steps(self, inputs: Sequence[Tensor]) -> Steps:
+        """Run the head as a generator.
+
+        Args:
+            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
+
+        Yields:
+            ``(site, feature)``; it is sent the feature map with which it goes on.
+
+        Returns:
+            The logits, ``(N, num_classes, H, W)``.
+        """
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Run without partners.
+
+        Args:
+            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
+
+        Returns:
+            The logits, ``(N, num_classes, H, W)``.
+        """
+        self.check_inputs(inputs)
+        return run_in_step(dict(head=self.steps(inputs)))['head']
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses, and the share of pixels that are right.
+
+        Args:
+            seg_logits: ``(N, num_classes, H, W)``, or ``(N, 1, H, W)`` with ``out_channels=1``.
+            batch_data_samples: Samples with ``gt_sem_seg``.
+
+        Returns:
+            Losses by name, and ``acc_seg``, in percent.
+        """
+        losses = super().loss_by_feat(seg_logits, batch_data_samples)
+        if self.out_channels == 1:  # the largest of one logit, for mmseg, is always class 0
+            labels = self._stack_batch_gt(batch_data_samples)
+            logits = resize(
+                seg_logits,
+                size=labels.shape[2:],
+                mode='bilinear',
+                align_corners=self.align_corners,
+            )
+            probability = logits.detach().sigmoid()
+            losses['acc_seg'] = accuracy(
+                torch.cat([torch.full_like(probability, self.threshold), probability], dim=1),
+                labels.squeeze(1),
+                ignore_index=self.ignore_index,
+            )
+        return losses
+
+    def check_inputs(self, inputs: Sequence[Tensor], network: str = '') -> None:
+        """Compare the feature pyramid with what the head was built for.
+
+        Args:
+            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
+            network: Name of the network, for the message. Defaults to ''.
+
+        Raises:
+            ValueError: A level is missing or has other channels.
+        """
+        where = f' of network {network!r}' if network else ''
+        pyramid = [feature.shape[1] for feature in inputs]
+        for index, channels in self.input_channels.items():
+            if not -len(inputs) <= index < len(inputs):
+                raise InputError(
+                    f'the decode head{where} takes level {index} of the feature pyramid, but the '
+                    f'backbone returns {len(inputs)} levels; choose an index below that or extend '
+                    "the backbone's out_indices."
+                )
+            if pyramid[index] != channels:
+                raise InputError(
+                    f'the decode head{where} was built for {channels} channels at level {index} of '
+                    f'the feature pyramid, but the backbone returns {pyramid[index]} there (its '
+                    f'levels have {pyramid} channels); change in_channels '
+                    '(low_level_in_channels) or the index.'
+                )
