@@ -12,10 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from mmseg.registry import DATASETS, METRICS, TRANSFORMS
 
-from mmseg_coop.datasets import DataFault
-from mmseg_coop.engine import CheckpointError
+from mmseg_coop.errors import CoopError
 from mmseg_coop.utils import (
-    ConfigError,
     add_run_arguments,
     build_runner,
     check_data,
@@ -261,7 +259,7 @@ def main() -> None:
     try:
         with config_errors(cfg):
             runner.test()
-    except (ConfigError, CheckpointError, DataFault) as error:  # it says all there is to say
+    except CoopError as error:  # it says all there is to say
         sys.exit(f'error: {error}')
 
 

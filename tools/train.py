@@ -10,10 +10,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import find_latest_checkpoint
 
-from mmseg_coop.datasets import DataFault
-from mmseg_coop.engine import CheckpointError, NumericFaultError
+from mmseg_coop.errors import CoopError
 from mmseg_coop.utils import (
-    ConfigError,
     add_run_arguments,
     build_runner,
     check_data,
@@ -100,12 +98,7 @@ def main() -> None:
     try:
         with lock, config_errors(cfg):
             runner.train()
-    except (
-        ConfigError,
-        CheckpointError,
-        DataFault,
-        NumericFaultError,
-    ) as error:  # it says all there is to say
+    except CoopError as error:  # it says all there is to say
         sys.exit(f'error: {error}')
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmengine.dataset import BaseDataset
 
-from .data_fault import DataFault
+from ..errors import DataError
 
 
 def dead_links(dataset: BaseDataset) -> dict[str, list[str]]:
@@ -27,7 +27,7 @@ def dead_links(dataset: BaseDataset) -> dict[str, list[str]]:
         (``'seg_map_path'``).
 
     Raises:
-        DataFault: If a folder cannot be read, a link leads in a circle, or one leads nowhere that
+        DataError: If a folder cannot be read, a link leads in a circle, or one leads nowhere that
             may stand for a folder. How many images these cost cannot be said.
     """
     if dataset.ann_file and not osp.isdir(dataset.ann_file):
@@ -46,7 +46,7 @@ def _walk(folder: str, suffix: str, above: tuple[tuple[int, int], ...] = ()) -> 
     here = os.stat(folder)
     key = here.st_dev, here.st_ino
     if key in above:
-        raise DataFault(
+        raise DataError(
             f'folder {folder} is a link that leads back to a folder above it, so that its files '
             'would be listed again and again; remove the link',
             path=folder,
@@ -54,7 +54,7 @@ def _walk(folder: str, suffix: str, above: tuple[tuple[int, int], ...] = ()) -> 
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataFault(
+        raise DataError(
             f'folder {folder} cannot be read ({type(error).__name__}: {error.strerror}); make it '
             'readable, or choose another by data_root and data_prefix',
             path=folder,
@@ -71,7 +71,7 @@ def _walk(folder: str, suffix: str, above: tuple[tuple[int, int], ...] = ()) -> 
         elif not entry.name.startswith('.') and not (
             isinstance(fault, FileNotFoundError) and Path(entry.name).suffix
         ):
-            raise DataFault(
+            raise DataError(
                 f'link {entry.path} cannot be followed to {os.readlink(entry.path)} '
                 f'({type(fault).__name__}: {fault.strerror}), whatever files are there; mend or '
                 'remove it',

@@ -17,8 +17,8 @@ from mmengine.logging import print_log
 from mmseg.registry import DATASETS
 from torch.utils.data import get_worker_info
 
+from ..errors import DataError, printable
 from .checked_loading import check_loading
-from .data_fault import DataFault, printable
 from .listing import dead_links
 
 #: Meta information of a sample that stands for others: their files, and what is wrong with them.
@@ -29,7 +29,7 @@ SKIPPED_KEY = 'skipped_files'
 class SkipFaultyDataset:
     """Leaves out the files of a data set that cannot be used.
 
-    These are the files for which loading raises a :class:`DataFault`. For that, stock transforms
+    These are the files for which loading raises a :class:`DataError`. For that, stock transforms
     that load images and labels are replaced by :class:`LoadSegImage` and
     :class:`LoadSegAnnotations`. Use it together with :class:`SkippedFilesHook`, which counts what
     is left out; ``--data-faults skip`` of ``tools/train.py`` and ``tools/test.py`` adds both.
@@ -50,7 +50,7 @@ class SkipFaultyDataset:
 
     Raises:
         ValueError: If `max_in_a_row` is not positive.
-        DataFault: If too many samples are faulty, or a folder is.
+        DataError: If too many samples are faulty, or a folder is.
 
     Example:
         A config that trains so::
@@ -97,7 +97,7 @@ class SkipFaultyDataset:
         """Initialise the data set, and find what has to be left out.
 
         Raises:
-            DataFault: If nothing is left to evaluate on.
+            DataError: If nothing is left to evaluate on.
         """
         if self._fully_initialized:
             return
@@ -117,7 +117,7 @@ class SkipFaultyDataset:
                 level=logging.WARNING,
             )
         if not self._indices:
-            raise DataFault(f'no image can be used: {_shorten(list(self.left_out.values()))}')
+            raise DataError(f'no image can be used: {_shorten(list(self.left_out.values()))}')
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """What the data set says about a sample.
@@ -143,7 +143,7 @@ class SkipFaultyDataset:
             under ``skipped_files``.
 
         Raises:
-            DataFault: If the sample is faulty and may not be replaced, or too many have been.
+            DataError: If the sample is faulty and may not be replaced, or too many have been.
         """
         self.full_init()
         idx = self._indices[idx]
@@ -153,7 +153,7 @@ class SkipFaultyDataset:
         while len(faults) < self.max_in_a_row:
             try:
                 sample = self.dataset[idx]
-            except DataFault as fault:
+            except DataError as fault:
                 faults.append((fault.path, str(fault)))
                 # numpy's generator is what mmcv draws from, and what a seeded loader has seeded.
                 idx = int(np.random.randint(len(self.dataset)))  # noqa: NPY002
@@ -161,7 +161,7 @@ class SkipFaultyDataset:
             if faults:
                 _note(sample, faults)
             return sample
-        raise DataFault(
+        raise DataError(
             f'{len(faults)} samples in a row cannot be used, which is not a matter of single '
             f'files: {_shorten([text for _, text in dict(faults).items()])}'
         )
@@ -177,7 +177,7 @@ class SkipFaultyDataset:
             for index in range(rank, count, world_size):
                 try:
                     self.dataset[index]
-                except DataFault as fault:
+                except DataError as fault:
                     faults[index] = (fault.path, str(fault))
         parts = [faults] if alone else all_gather_object(faults)
         found = {index: fault for part in parts for index, fault in part.items()}

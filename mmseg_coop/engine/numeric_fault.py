@@ -10,10 +10,6 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 
 
-class NumericFaultError(RuntimeError):
-    """Numbers of a training are not finite, so it stopped."""
-
-
 def _is_finite(tensor: torch.Tensor) -> bool:
     # The sum is quick, and finite only if all numbers are; that of finite ones may overflow.
     return bool(tensor.sum().isfinite() or tensor.isfinite().all())

@@ -12,8 +12,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..datasets.data_fault import printable
-from .safe_checkpoint import CheckpointError
+from ..errors import CheckpointError, printable
 
 
 def model_of(runner: Runner) -> nn.Module:

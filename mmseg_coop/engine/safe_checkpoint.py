@@ -33,7 +33,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from torch.serialization import StorageType
 
-from ..datasets.data_fault import printable
+from ..errors import CheckpointError, printable
 from .config_text import check_names, read_config
 
 #: Set to 1, it hands every file to mmengine's own loaders, which run the code that a file carries.
@@ -43,10 +43,6 @@ _TORCH_LOAD = torch.load
 _DISPATCH: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch
 _LOCK = threading.RLock()
 _SOURCES: dict[int, str] = {}  # by the hash of each text that a checkpoint has brought: its file
-
-
-class CheckpointError(ValueError):
-    """A file was refused: it carries code, is damaged or is no checkpoint."""
 
 
 class _RefusedError(Exception):
@@ -345,7 +341,7 @@ def load_checkpoint_data(
         ...     torch.save(dict(state_dict=Planted()), file)
         ...     load_checkpoint_data(file, name='planted.pth')
         Traceback (most recent call last):
-        mmseg_coop.engine.safe_checkpoint.CheckpointError: planted.pth ... builtins.print...
+        mmseg_coop.errors.CheckpointError: planted.pth ... builtins.print...
     """
     if isinstance(file, (str, os.PathLike)):
         with open(file, 'rb') as opened:

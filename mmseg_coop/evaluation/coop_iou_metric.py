@@ -16,9 +16,10 @@ from PIL import Image
 from prettytable import PrettyTable
 from torch import Tensor
 
-from ..datasets.data_fault import DataFault
-from ..engine.hooks.record_iou_hook import TABLE_KEY
+from ..errors import DataError
 
+#: Under this key of the message hub an evaluation leaves its table, for :class:`RecordIoUHook`.
+TABLE_KEY = 'coop_iou_table'
 IOU_METRICS = ('mIoU', 'mDice', 'mFscore')
 
 
@@ -53,7 +54,7 @@ class CoopIoUMetric(IoUMetric):
 
     Raises:
         ValueError: Unknown metric, or a weight that is not positive.
-        DataFault: In an evaluation, if an image comes without a label or with one of another size
+        DataError: In an evaluation, if an image comes without a label or with one of another size
             than its prediction.
     """
 
@@ -133,7 +134,7 @@ class CoopIoUMetric(IoUMetric):
         """The label map, ``(H, W)``, of the type and on the device of the prediction."""
         path = sample.get('img_path', '')
         if 'gt_sem_seg' not in sample:
-            raise DataFault(
+            raise DataError(
                 f'image {path} has no label to evaluate against; load labels in the pipeline, or '
                 'write label maps alone by format_only=True and output_dir',
                 path=path,
@@ -141,7 +142,7 @@ class CoopIoUMetric(IoUMetric):
         label: Tensor = sample['gt_sem_seg']['data'].squeeze(0).to(prediction)
         if label.shape != prediction.shape:
             sizes = ['x'.join(map(str, each.shape)) for each in (label, prediction)]
-            raise DataFault(
+            raise DataError(
                 f'the label of image {path} is {sizes[0]}, but its prediction is {sizes[1]} '
                 '(height x width), the size at which the image was loaded; load labels behind what '
                 'resizes the image',

@@ -11,10 +11,6 @@ from mmseg.models.losses.cross_entropy_loss import binary_cross_entropy
 from mmseg.models.losses.lovasz_loss import lovasz_hinge
 
 
-class InputError(ValueError):
-    """A model gets what it was not built for; the message says what to change."""
-
-
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise a ValueError unless the argument ``name`` has one of ``choices`` as its ``value``."""
     choices = tuple(choices)

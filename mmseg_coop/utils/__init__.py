@@ -8,13 +8,12 @@ from mmseg.utils import register_all_modules
 from .build_errors import config_errors
 from .cli import add_run_arguments, export_local_rank, short_errors
 from .config import forget_pretrained, image_size, load_config
-from .config_check import ConfigError, check_config
+from .config_check import check_config
 from .data_check import check_data
 from .data_faults import set_data_faults
 from .launch import build_runner, lock_work_dir
 
 __all__ = [
-    'ConfigError',
     'add_run_arguments',
     'build_runner',
     'check_config',

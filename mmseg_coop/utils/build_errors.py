@@ -13,8 +13,8 @@ from mmengine.model import BaseModel
 from mmengine.registry.build_functions import build_from_cfg
 from torch import nn
 
-from ..models._checks import InputError
-from .config_check import ConfigError, find_types, unknown_type
+from ..errors import ConfigError, InputError
+from .config_check import find_types, unknown_type
 from .signatures import Key, constructor_keys, fits
 
 #: What constructors raise over an argument. A full memory or a lost connection is none of it.
@@ -44,15 +44,13 @@ def config_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
 
     Raises:
         ConfigError: A part cannot be built, and the message gives its dotted path, the keys that
-            are likely at fault and what the constructor said; or the model was not built for what
-            it gets.
+            are likely at fault and what the constructor said; or a convolution of another package's
+            model was not built for the channels that it gets.
     """
     try:
         yield
-    except ConfigError:
+    except (ConfigError, InputError):
         raise
-    except InputError as error:
-        raise ConfigError(str(error)) from error
     except _CAUSES as error:
         part = _failed_part(cfg, error)
         text = _explain(*part, error) if part else _wrong_channels(error)

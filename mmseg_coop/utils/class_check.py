@@ -12,9 +12,10 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import DATASETS
 from torch import nn
 
+from ..errors import ConfigError
 from ..models._checks import check_losses
 from ..models.decode_heads import CooperativeDecodeHead, CoopHead
-from .config_check import SPLITS, ConfigError, find_types
+from .config_check import SPLITS, find_types
 from .leaf_datasets import leaf_datasets
 
 

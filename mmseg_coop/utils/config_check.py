@@ -17,6 +17,7 @@ from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.registry import WEIGHT_INITIALIZERS
 from torch.utils.data import DataLoader
 
+from ..errors import ConfigError
 from ..models.decode_heads import CoopHead
 from ..models.segmentors import CrossCoopEncoderDecoder
 from ..registry import REGISTRIES
@@ -120,10 +121,6 @@ _BUILT = (
 _BY_NAME = ('default_hooks', 'networks', 'param_scheduler')
 #: Which of them cannot be None.
 _NEEDED = ('backbone', 'dataset', 'decode_head', 'model', 'pipeline')
-
-
-class ConfigError(ValueError):
-    """A config cannot be meant as it is; the message names the key."""
 
 
 def check_config(cfg: Mapping[str, Any]) -> None:

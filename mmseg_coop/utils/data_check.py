@@ -12,11 +12,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, TRANSFORMS
 
-from ..datasets import DataFault, check_loading
+from ..datasets import check_loading
 from ..datasets.listing import dead_links
+from ..errors import ConfigError, DataError
 from .build_errors import config_errors
 from .class_check import check_classes
-from .config_check import ConfigError
 from .leaf_datasets import leaf_datasets
 
 
@@ -39,7 +39,7 @@ def check_data(
             labels.
         FileNotFoundError: A data root, folder or list is missing; the message says which key of the
             config to change.
-        DataFault: A folder or a list cannot be read, a link leads nowhere or in a circle, or the
+        DataError: A folder or a list cannot be read, a link leads nowhere or in a circle, or the
             name of an image is no text.
         ValueError: A split has no image.
     """
@@ -83,7 +83,7 @@ def _reaches(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:  # there, but closed or a link in a circle
-        raise DataFault(
+        raise DataError(
             f'{path} cannot be reached ({type(error).__name__}: {error.strerror}); mend it, or '
             'choose another by data_root and data_prefix',
             path=path,
@@ -95,7 +95,7 @@ def _check_links(dataset: BaseDataset, data_faults: str) -> None:
     links = [link for links in dead_links(dataset).values() for link in links]
     if links and data_faults == 'stop':
         more = f' (and {len(links) - 1} more links do)' if len(links) > 1 else ''
-        raise DataFault(
+        raise DataError(
             f'link {links[0]} leads nowhere, to {os.readlink(links[0])}{more}; mend or remove it',
             path=links[0],
         )
@@ -105,7 +105,7 @@ def _check_images(dataset: BaseDataset, split: str) -> list[dict[str, Any]]:
     try:
         images = dataset.load_data_list()
     except UnicodeDecodeError as error:
-        raise DataFault(
+        raise DataError(
             f'ann_file {dataset.ann_file} is not UTF-8 text ({error}); save it as UTF-8',
             path=dataset.ann_file,
         ) from error
@@ -157,7 +157,7 @@ def _check_name(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise DataFault(
+        raise DataError(
             f'the name of {path} is not {sys.getfilesystemencoding()} text; rename it, or if it is '
             'in UTF-8, set the environment variable PYTHONUTF8=1',
             path=path,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
+from ..errors import ConfigError
 from .class_check import find_heads
-from .config_check import SPLITS, ConfigError, find_types
+from .config_check import SPLITS, find_types
 from .signatures import constructor_keys
 
 _NAMES = ('ignore_index', 'ignore_label', 'seg_pad_val')

@@ -15,10 +15,10 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
+from ..errors import ConfigError
 from ..models.cooperation.paths import TOPOLOGIES, resolve_topology
 from .build_errors import config_errors
 from .class_check import check_heads
-from .config_check import ConfigError
 from .run_check import RunCheckHook
 
 try:

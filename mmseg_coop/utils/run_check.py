@@ -15,9 +15,9 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from mmseg.evaluation import IoUMetric
 from mmseg.models import SegDataPreProcessor
 
+from ..errors import ConfigError
 from ..evaluation import CoopIoUMetric
 from ..models.segmentors import CrossCoopEncoderDecoder
-from .config_check import ConfigError
 
 
 class RunCheckHook(Hook):

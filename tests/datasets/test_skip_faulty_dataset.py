@@ -14,8 +14,9 @@ from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
 
-from mmseg_coop.datasets import DataFault, SkipFaultyDataset, check_loading
+from mmseg_coop.datasets import SkipFaultyDataset, check_loading
 from mmseg_coop.datasets.skip_faulty_dataset import SKIPPED_KEY
+from mmseg_coop.errors import DataError
 from mmseg_coop.utils.leaf_datasets import leaf_datasets
 
 COUNT, SIZE = 6, (4, 12)  # images, height and width
@@ -192,7 +193,7 @@ def check_both_policies(root, path, message, **options):
     message = f'(image|label) {path} .*{message}|(image|label) {path} {message}'
     stopping = DATASETS.build(check_loading(config(root, **options)))
     assert number(stopping[faulty - 1]) == faulty - 1
-    with pytest.raises(DataFault, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         stopping[faulty]
     assert '\n' not in str(caught.value)
     assert caught.value.path == str(path)
@@ -265,7 +266,7 @@ def test_no_damage_to_a_png_goes_unnoticed(root, start, backend):
     dataset = DATASETS.build(check_loading(config(root, backend=backend)))
     try:
         label = dataset[2]['data_samples'].gt_sem_seg.data[0].numpy()
-    except DataFault:
+    except DataError:
         return
     np.testing.assert_array_equal(label, IDS)
 
@@ -283,7 +284,7 @@ def test_names_of_files_can_be_any_text(root, name, ann_file, backend):
     assert number(sample) == 2
     np.testing.assert_array_equal(sample['data_samples'].gt_sem_seg.data[0].numpy(), IDS)
     put(root / f'labels/{name}.png', b'')
-    with pytest.raises(DataFault) as caught:
+    with pytest.raises(DataError) as caught:
         dataset[index]
     assert f'{name}.png is empty' in str(caught.value)
 
@@ -335,9 +336,9 @@ def test_too_many_in_a_row_are_an_error_that_lists_them(root):
         (root / f'labels/{index}.png').write_bytes(b'')
     dataset = SkipFaultyDataset(dataset=config(root), test_mode=False, max_in_a_row=7)
     message = '7 samples in a row cannot be used.*label .* is empty.*label .* is empty'
-    with pytest.raises(DataFault, match=message):
+    with pytest.raises(DataError, match=message):
         dataset[2]
-    with pytest.raises(DataFault, match=r'no image can be used: label .*0\.png.* and 3 more'):
+    with pytest.raises(DataError, match=r'no image can be used: label .*0\.png.* and 3 more'):
         SkipFaultyDataset(dataset=config(root), test_mode=True)
 
 
@@ -349,7 +350,7 @@ def test_other_errors_are_not_hidden(root):
         skipping = SkipFaultyDataset(dataset=dataset, test_mode=False)
     with pytest.raises(ValueError, match='reduce_zero_label is True in') as caught:
         skipping[2]
-    assert not isinstance(caught.value, DataFault)
+    assert not isinstance(caught.value, DataError)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,7 @@ def test_a_label_map_that_leads_out_of_the_classes(root, label_map, outside):
     }
     with pytest.raises(ValueError, match=f'label_map of the dataset makes {outside}') as caught:
         skipping[2]
-    assert not isinstance(caught.value, DataFault)
+    assert not isinstance(caught.value, DataError)
 
 
 def test_evaluation_does_not_change_random_numbers(root):

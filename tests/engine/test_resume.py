@@ -9,7 +9,8 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
-from mmseg_coop.engine import CheckpointError, load_checkpoint_data
+from mmseg_coop.engine import load_checkpoint_data
+from mmseg_coop.errors import CheckpointError
 
 NUMBERS = itertools.count()
 SGD = dict(type='SGD', lr=0.01, momentum=0.9)

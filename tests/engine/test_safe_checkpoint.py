@@ -31,7 +31,8 @@ from torch import nn
 
 import mmseg_coop  # noqa: F401  # all that a config's custom_imports does
 from mmseg_coop.engine import AtomicCheckpointHook
-from mmseg_coop.engine.safe_checkpoint import TRUST_VARIABLE, CheckpointError, load_checkpoint_data
+from mmseg_coop.engine.safe_checkpoint import TRUST_VARIABLE, load_checkpoint_data
+from mmseg_coop.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric
 from PIL import Image
 
-from mmseg_coop.datasets import DataFault
+from mmseg_coop.errors import DataError
 from mmseg_coop.evaluation import CoopIoUMetric
 
 CLASSES = ('road', 'car', 'tree')
@@ -189,14 +189,14 @@ def test_a_label_of_another_size_than_the_prediction_is_named():
     samples = make_samples(count=1)
     samples[0]['gt_sem_seg']['data'] = torch.zeros(1, 4, 5, dtype=torch.long)
     message = r'label of image dir/0\.jpg is 4x5, but its prediction is 8x9 .*load labels behind'
-    with pytest.raises(DataFault, match=message):
+    with pytest.raises(DataError, match=message):
         evaluate(CoopIoUMetric(), samples)
 
 
 def test_an_image_without_a_label_is_named(tmp_path):
     samples = make_samples(count=1)
     del samples[0]['gt_sem_seg']
-    with pytest.raises(DataFault, match=r'image dir/0\.jpg has no label.*format_only=True'):
+    with pytest.raises(DataError, match=r'image dir/0\.jpg has no label.*format_only=True'):
         evaluate(CoopIoUMetric(), samples)
     evaluate(CoopIoUMetric(format_only=True, output_dir=str(tmp_path)), samples)
     assert (tmp_path / '0.png').exists()

@@ -9,8 +9,9 @@ from mmseg.models.decode_heads import FCNHead
 from mmseg.registry import MODELS
 from torch import nn
 
+from mmseg_coop.errors import ConfigError
 from mmseg_coop.models import DeepLabV3PlusHead
-from mmseg_coop.utils import ConfigError, check_data, launch
+from mmseg_coop.utils import check_data, launch
 from mmseg_coop.utils.class_check import check_classes, check_heads
 
 NAMES = ('wall', 'crack', 'stain')

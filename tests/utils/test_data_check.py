@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmseg_coop.utils import ConfigError, check_data
+from mmseg_coop.errors import ConfigError
+from mmseg_coop.utils import check_data
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmseg_coop.datasets import DataFault
+from mmseg_coop.errors import DataError
 from mmseg_coop.utils import check_data
 
 BOTH = pytest.mark.parametrize('data_faults', ['stop', 'skip'])
@@ -59,7 +59,7 @@ def closed(folder):
 
 
 def fail(root, data_faults, message, **options):
-    with pytest.raises(DataFault, match=message) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         check(root, data_faults, **options)
     assert '\n' not in str(caught.value)
 

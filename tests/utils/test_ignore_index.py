@@ -9,7 +9,8 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
-from mmseg_coop.utils import ConfigError, load_config, set_data_faults
+from mmseg_coop.errors import ConfigError
+from mmseg_coop.utils import load_config, set_data_faults
 from mmseg_coop.utils.ignore_index import settle_ignore_index
 
 

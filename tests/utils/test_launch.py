@@ -13,8 +13,9 @@ import pytest
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
+from mmseg_coop.errors import ConfigError
 from mmseg_coop.models.cooperation import resolve_topology
-from mmseg_coop.utils import ConfigError, build_runner, launch, lock_work_dir
+from mmseg_coop.utils import build_runner, launch, lock_work_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'

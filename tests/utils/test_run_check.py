@@ -12,7 +12,8 @@ from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
-from mmseg_coop.utils import ConfigError, build_runner, config_errors
+from mmseg_coop.errors import ConfigError
+from mmseg_coop.utils import build_runner, config_errors
 
 ENDLESS, FINITE = (dict(type=f'{name}Sampler', shuffle=False) for name in ('Infinite', 'Default'))
 EPOCHS = dict(type='EpochBasedTrainLoop', max_epochs=1)

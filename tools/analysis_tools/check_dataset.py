@@ -28,9 +28,9 @@ from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 
 from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
-from mmseg_coop.datasets.data_fault import printable
 from mmseg_coop.datasets.listing import dead_links
 from mmseg_coop.datasets.transforms.loading import exif_orientation
+from mmseg_coop.errors import printable
 from mmseg_coop.utils import check_data, load_config, short_errors
 from mmseg_coop.utils.leaf_datasets import leaf_datasets
 

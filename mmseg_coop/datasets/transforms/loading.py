@@ -2,7 +2,7 @@
 
 A broken file or a label outside the classes otherwise surfaces far from its cause: as an
 ``IndexError`` deep in the cross entropy, as a device-side assertion on a GPU, or not at all (OpenCV
-4 fills up a truncated JPEG file with grey). Here it is a :class:`DataFault`.
+4 fills up a truncated JPEG file with grey). Here it is a :class:`DataError`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
-from ..data_fault import DataFault
+from ...errors import DataError
 
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b'\xff\xd8', b'\xff\xd9', b'\xff\xda'
 _PNG_START, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND'
@@ -86,25 +86,25 @@ def _read(kind: str, path: str, backend_args: dict[str, Any] | None) -> bytes:
         What the file holds.
 
     Raises:
-        DataFault: If the file is missing, unreadable, empty, truncated or damaged.
+        DataError: If the file is missing, unreadable, empty, truncated or damaged.
     """
     if osp.exists(path) and not osp.isfile(path):  # reading a pipe would wait forever
-        raise DataFault(f'{kind} {path} is not a file; put the file there', path=path)
+        raise DataError(f'{kind} {path} is not a file; put the file there', path=path)
     try:
         content = fileio.get(path, backend_args=backend_args)
     except MemoryError:  # no fault of the file
         raise
     except Exception as error:
-        raise DataFault(
+        raise DataError(
             f'{kind} {path} cannot be read ({type(error).__name__}: {error}); check data_root, '
             'data_prefix, ann_file and the suffixes of the dataset',
             path=path,
         ) from error
     if not content:
-        raise DataFault(f'{kind} {path} is empty (0 bytes); restore the file', path=path)
+        raise DataError(f'{kind} {path} is empty (0 bytes); restore the file', path=path)
     fault = _png_fault(content) or _jpeg_fault(content)
     if fault:
-        raise DataFault(f'{kind} {path} {fault}; restore the file', path=path)
+        raise DataError(f'{kind} {path} {fault}; restore the file', path=path)
     return content
 
 
@@ -122,12 +122,12 @@ def _decode(kind: str, path: str, content: bytes, flag: str, backend: str) -> np
         The picture, of shape (H, W) or (H, W, C).
 
     Raises:
-        DataFault: If it is not a picture, or one the backend cannot decode.
+        DataError: If it is not a picture, or one the backend cannot decode.
     """
     if content.startswith(_TIFF_STARTS) and backend in ('cv2', 'pillow'):
         orientation = exif_orientation(io.BytesIO(content))
         if orientation != 1:  # whatever the flag says, these turn it
-            raise DataFault(
+            raise DataError(
                 f'{kind} {path} is a TIFF file whose orientation tag is {orientation}, by which '
                 f'{backend} turns it; save it as its pixels lie, without the tag',
                 path=path,
@@ -142,7 +142,7 @@ def _decode(kind: str, path: str, content: bytes, flag: str, backend: str) -> np
         text = '' if isinstance(error, UnidentifiedImageError) else f': {error}'
         reason, cause = f' ({type(error).__name__}{text})', error
     if picture is None:  # what OpenCV returns instead of raising an error
-        raise DataFault(
+        raise DataError(
             f'{kind} {path} cannot be decoded by {backend}{reason}; restore the file, or choose '
             'another imdecode_backend if its format needs one',
             path=path,
@@ -182,7 +182,7 @@ class LoadSegImage(LoadImageFromFile):
 
     Raises:
         ValueError: If `color_type` or `imdecode_backend` is unknown.
-        DataFault: At loading, if the file is missing, unreadable, empty, truncated, damaged (PNG)
+        DataError: At loading, if the file is missing, unreadable, empty, truncated, damaged (PNG)
             or not an image, or a TIFF file with an orientation, which its decoders always apply.
     """
 
@@ -240,7 +240,7 @@ class LoadSegAnnotations(LoadAnnotations):
     Raises:
         ValueError: If an argument is out of range; at loading, if the settings of the dataset do
             not fit.
-        DataFault: At loading, if the file is missing, unreadable, empty, truncated, damaged or not
+        DataError: At loading, if the file is missing, unreadable, empty, truncated, damaged or not
             a picture, if it is not a map of whole numbers 0 to 255 with one channel, if decoding
             would change its ids, if its size is not the image's, or if it holds labels outside the
             classes.
@@ -320,26 +320,26 @@ class LoadSegAnnotations(LoadAnnotations):
             )
         else:
             return
-        raise DataFault(f'label {path} {fault}', path=path)
+        raise DataError(f'label {path} {fault}', path=path)
 
     def _as_label_map(self, label: np.ndarray, path: str) -> np.ndarray:
         """Checks that a decoded picture is a label map and returns it as uint8, shape (H, W)."""
         if label.ndim == 3 and label.shape[2] == 1:
             label = label[..., 0]
         if label.ndim != 2:
-            raise DataFault(
+            raise DataError(
                 f'label {path} has shape {label.shape}, not (H, W); if its classes are colours, '
                 'convert it to class ids',
                 path=path,
             )
         if label.dtype != np.uint8:
             if label.dtype.kind not in 'biu':
-                raise DataFault(
+                raise DataError(
                     f'label {path} holds {label.dtype}, not whole numbers; convert it to class ids',
                     path=path,
                 )
             if label.min() < 0 or label.max() > 255:
-                raise DataFault(
+                raise DataError(
                     f'label {path} holds values from {label.min()} to {label.max()} '
                     f'({label.dtype}); allowed are 0 to 255; if these are instance ids, convert '
                     'them to class ids',
@@ -363,7 +363,7 @@ class LoadSegAnnotations(LoadAnnotations):
                 'says; if the label was drawn on the image as viewers turn it, save the image so '
                 '(PIL.ImageOps.exif_transpose)'
             )
-        raise DataFault(message, path=results['seg_map_path'])
+        raise DataError(message, path=results['seg_map_path'])
 
     def _relabel(self, label: np.ndarray, results: dict[str, Any]) -> np.ndarray:
         """Applies the dataset's ``reduce_zero_label``, then its ``label_map``, in one look-up."""
@@ -415,7 +415,7 @@ class LoadSegAnnotations(LoadAnnotations):
         values, counts = np.unique(label[outside], return_counts=True)
         found = [f'{v} ({n} pixels)' for v, n in zip(values.tolist(), counts.tolist(), strict=True)]
         more = f' and {len(found) - 8} more' if len(found) > 8 else ''
-        raise DataFault(
+        raise DataError(
             f'label {path} holds {", ".join(found[:8])}{more} (after reduce_zero_label and '
             f'label_map); allowed are 0 to {self.num_classes - 1} and {self.ignore_index} '
             '(ignored). If the ids start at 1, set reduce_zero_label=True in the dataset; if they '

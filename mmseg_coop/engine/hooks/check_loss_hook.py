@@ -11,7 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from ..numeric_fault import NumericFaultError, way_on
+from ...errors import NumericError
+from ..numeric_fault import way_on
 
 
 def _files(data_batch: Any) -> Iterator[str]:
@@ -37,7 +38,7 @@ class CheckLossHook(Hook):
     wait for it, is up to the launcher, as torchrun and ``srun --kill-on-bad-exit`` do.
 
     Raises:
-        NumericFaultError: From :meth:`after_train_iter`.
+        NumericError: From :meth:`after_train_iter`.
     """
 
     priority = 'HIGH'  # after RuntimeInfoHook, before all others
@@ -58,7 +59,7 @@ class CheckLossHook(Hook):
             outputs: What the model returned to be logged; a loss has ``loss`` in its name.
 
         Raises:
-            NumericFaultError: If a loss is not finite.
+            NumericError: If a loss is not finite.
         """
         hub = runner.message_hub
         values = {name: hub.get_scalar(f'train/{name}').current() for name in outputs or {}}
@@ -66,7 +67,7 @@ class CheckLossHook(Hook):
             return
         rank = f' on rank {get_rank()}' if get_world_size() > 1 else ''
         rates = sorted({rate for group in runner.optim_wrapper.get_lr().values() for rate in group})
-        raise NumericFaultError(
+        raise NumericError(
             f'The loss of iteration {runner.iter + 1} is not finite{rank}: '
             + ', '.join(f'{name} {value:.4g}' for name, value in values.items())
             + f'; learning rate {", ".join(f"{rate:.4g}" for rate in rates)}; '

@@ -17,9 +17,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import HOOKS
 
-from ...datasets.data_fault import printable
+from ...errors import NumericError, printable
 from ..config_text import read_config
-from ..numeric_fault import NumericFaultError, non_finite, way_on
+from ..numeric_fault import non_finite, way_on
 from ..resume import accumulation, model_of, prepare_resume
 
 
@@ -155,7 +155,7 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             checkpoint: What is about to be written.
 
         Raises:
-            NumericFaultError: If it holds infinite values or NaN.
+            NumericError: If it holds infinite values or NaN.
         """
         faulty = [
             name
@@ -168,7 +168,7 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
         ]
         if faulty:
             more = f' and {len(faulty) - 5} others' if len(faulty) > 5 else ''
-            raise NumericFaultError(
+            raise NumericError(
                 f'The checkpoint of iteration {checkpoint["meta"]["iter"]} is not written, since '
                 f'these are not finite: {", ".join(faulty[:5])}{more}. '
                 + way_on(runner, self._written)

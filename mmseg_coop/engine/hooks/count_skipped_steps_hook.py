@@ -10,7 +10,8 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch.optim import Optimizer
 
-from ..numeric_fault import NumericFaultError, way_on
+from ...errors import NumericError
+from ..numeric_fault import way_on
 
 
 @HOOKS.register_module()
@@ -30,7 +31,7 @@ class CountSkippedStepsHook(Hook):
             not what makes gradients overflow, and nothing is learned any more. Defaults to 50.
 
     Raises:
-        NumericFaultError: From :meth:`after_train_iter`.
+        NumericError: From :meth:`after_train_iter`.
     """
 
     priority = 'HIGH'  # before the log is written
@@ -72,7 +73,7 @@ class CountSkippedStepsHook(Hook):
             outputs: Not used.
 
         Raises:
-            NumericFaultError: If too many steps in a row were skipped.
+            NumericError: If too many steps in a row were skipped.
         """
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, AmpOptimWrapper) or not wrapper.should_update():
@@ -84,7 +85,7 @@ class CountSkippedStepsHook(Hook):
         runner.message_hub.update_info('amp_steps', (self._steps, self._skipped))
         runner.message_hub.update_scalar('train/amp_skipped', self._skipped)
         if self._in_a_row >= self.max_in_a_row:
-            raise NumericFaultError(
+            raise NumericError(
                 f'Up to iteration {runner.iter + 1} the gradients of {self._in_a_row} steps in a '
                 'row were not finite, and mixed precision skipped them all; the scale of the loss '
                 f'is {wrapper.loss_scaler.get_scale():.4g}. '

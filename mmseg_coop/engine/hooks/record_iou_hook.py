@@ -13,8 +13,8 @@ from mmengine.logging import MessageHub
 from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
 
-#: Under this key :class:`CoopIoUMetric` leaves its table.
-TABLE_KEY = 'coop_iou_table'
+from ...evaluation.coop_iou_metric import TABLE_KEY
+
 #: Name of the file in the work directory.
 FILE_NAME = 'iou.jsonl'
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from .._checks import InputError
+from ...errors import InputError
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from mmengine.model import BaseModule, ModuleDict
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..cooperation import check_network_names
+from ..cooperation.networks import check_network_names
 
 
 class _Renormalize(nn.Module):

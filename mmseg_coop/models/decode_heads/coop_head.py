@@ -11,8 +11,9 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
-from .._checks import InputError
-from ..cooperation import Cooperation, check_network_names
+from ...errors import InputError
+from ..cooperation import Cooperation
+from ..cooperation.networks import check_network_names
 from .cooperative_decode_head import CooperativeDecodeHead
 
 

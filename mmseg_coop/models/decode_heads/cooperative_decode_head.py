@@ -13,7 +13,8 @@ from mmseg.models.utils import resize
 from mmseg.utils import SampleList
 from torch import Tensor
 
-from .._checks import InputError, check_fraction, check_losses, check_positive
+from ...errors import InputError
+from .._checks import check_fraction, check_losses, check_positive
 from ..cooperation import Steps, run_in_step
 
 

@@ -16,7 +16,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import InputError, check_all_positive, check_positive
+from ...errors import InputError
+from .._checks import check_all_positive, check_positive
 from ..cooperation import Steps
 from .cooperative_decode_head import CooperativeDecodeHead
 

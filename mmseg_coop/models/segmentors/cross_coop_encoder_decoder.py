@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import OptSampleList, SampleList
 from torch import Tensor
 
-from ..cooperation import ENSEMBLE
+from ..cooperation.networks import ENSEMBLE
 
 
 @MODELS.register_module()

@@ -14,7 +14,8 @@ from mmseg.registry import TRANSFORMS
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmseg_coop.datasets import DataFault, LoadSegAnnotations, LoadSegImage
+from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
+from mmseg_coop.errors import DataError
 
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (48, 64, 3), dtype=np.uint8))
@@ -164,10 +165,10 @@ def test_label_is_loaded_as_stored_whatever_its_exif_orientation(tmp_path, backe
 @pytest.mark.parametrize('backend', ['cv2', 'pillow'])
 def test_tiff_files_that_every_decoder_turns_are_refused(tmp_path, backend):
     path = write(tmp_path / 'x.tif', turned(PICTURE, 'TIFF', 3))
-    with pytest.raises(DataFault, match=r'image .*x\.tif is a TIFF file whose orientation tag'):
+    with pytest.raises(DataError, match=r'image .*x\.tif is a TIFF file whose orientation tag'):
         LoadSegImage(imdecode_backend=backend)(dict(img_path=path))
     path = write(tmp_path / 'y.tif', turned(Image.fromarray(LABEL), 'TIFF', 3))
-    with pytest.raises(DataFault, match=r'label .*y\.tif is a TIFF file'):
+    with pytest.raises(DataError, match=r'label .*y\.tif is a TIFF file'):
         LoadSegAnnotations(imdecode_backend=backend)(item(path))
     path = write(tmp_path / 'z.tif', turned(PICTURE, 'TIFF', 1))
     image = LoadSegImage(imdecode_backend=backend)(dict(img_path=path))['img']
@@ -318,7 +319,7 @@ def test_sizes_of_image_and_label_have_to_agree(tmp_path):
 def test_label_that_was_drawn_on_a_turned_image_is_named(tmp_path):
     image = write(tmp_path / 'i.jpg', turned(PICTURE, 'JPEG', 6))
     label = write_label(tmp_path / 'l.png', np.zeros((64, 48), np.uint8))
-    with pytest.raises(DataFault, match=r'sides are swapped: images are loaded as stored.*exif_tr'):
+    with pytest.raises(DataError, match=r'sides are swapped: images are loaded as stored.*exif_tr'):
         LoadSegAnnotations()(LoadSegImage()(item(label, img_path=image)))
 
 

@@ -11,7 +11,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from mmseg_coop.engine import NumericFaultError
+from mmseg_coop.errors import NumericError
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.amp, 'GradScaler'),
@@ -156,7 +156,7 @@ def test_a_resumed_run_continues_the_count(tmp_path):
 
 def test_too_many_in_a_row_end_the_training(tmp_path):
     run = tmp_path / 'run'
-    with pytest.raises(NumericFaultError) as stopped:
+    with pytest.raises(NumericError) as stopped:
         train(run, max_in_a_row=4, nan_gradients=(2, 4, 5, 6, 7, 8))
     said = str(stopped.value)
     assert said.startswith('Up to iteration 7 the gradients of 4 steps in a row were not finite')
@@ -167,7 +167,7 @@ def test_too_many_in_a_row_end_the_training(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_not_left_to_the_scaler(tmp_path):
-    with pytest.raises(NumericFaultError, match=r'The loss of iteration 3 .* full precision'):
+    with pytest.raises(NumericError, match=r'The loss of iteration 3 .* full precision'):
         train(tmp_path / 'run', nan_losses=(3,))
 
 

@@ -21,10 +21,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import get_worker_info
 
-from mmseg_coop.datasets import DataFault, SkipFaultyDataset
+from mmseg_coop.datasets import SkipFaultyDataset
 from mmseg_coop.datasets.skip_faulty_dataset import SKIPPED_KEY
 from mmseg_coop.engine import load_checkpoint_data
 from mmseg_coop.engine.hooks import SkippedFilesHook
+from mmseg_coop.errors import DataError
 
 COUNT, FAULTY, BATCH, ITERATIONS = 8, (2, 5), 2, 12
 NUMBERS = itertools.count()
@@ -226,10 +227,10 @@ def test_too_many_in_a_row_end_the_run_in_a_worker_as_well(root, tmp_path, monke
     def fail(self, index):
         if get_worker_info() is None:  # as the evaluation's, which comes first
             return load(self, index)
-        raise DataFault(f'image {index}.png is empty', path=f'{index}.png')
+        raise DataError(f'image {index}.png is empty', path=f'{index}.png')
 
     monkeypatch.setattr(BaseSegDataset, '__getitem__', fail)
-    with pytest.raises(DataFault) as caught:
+    with pytest.raises(DataError) as caught:
         train(root, tmp_path, workers=2)
     assert re.fullmatch(r'10 samples in a row cannot .*png is empty.*', str(caught.value))
 

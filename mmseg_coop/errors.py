@@ -1,4 +1,4 @@
-"""The error for a file of the data that cannot be used."""
+"""What a user can put right: each error is one line with what was found and what to do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,27 @@ def printable(text: str) -> str:
     )
 
 
-class DataFault(ValueError):
+class CoopError(Exception):
+    """The family of all errors of this package that are not faults of its own."""
+
+
+class ConfigError(CoopError, ValueError):
+    """A config cannot be meant as it is; the message names the key."""
+
+
+class InputError(CoopError, ValueError):
+    """A model gets what it was not built for; the message says what to change."""
+
+
+class CheckpointError(CoopError, ValueError):
+    """A file was refused: it carries code, is damaged or is no checkpoint."""
+
+
+class NumericError(CoopError, RuntimeError):
+    """Numbers of a training are not finite, so it stopped."""
+
+
+class DataError(CoopError, ValueError):
     r"""A file or folder of the data cannot be used; the message is one line that names it.
 
     A data loader raises an error of its workers anew, with their traceback for a message. Of that
@@ -34,11 +54,11 @@ class DataFault(ValueError):
             process, where only the message is known.
 
     Example:
-        >>> from mmseg_coop.datasets import DataFault
+        >>> from mmseg_coop.errors import DataError
         >>> str(
-        ...     DataFault(
-        ...         'Caught DataFault in DataLoader worker process 0.\nOriginal Traceback '
-        ...         '(most recent call last):\n...\nmmseg_coop.DataFault: image a.jpg is empty\n'
+        ...     DataError(
+        ...         'Caught DataError in DataLoader worker process 0.\nOriginal Traceback '
+        ...         '(most recent call last):\n...\nDataError: image a.jpg is empty\n'
         ...     )
         ... )
         'image a.jpg is empty'
