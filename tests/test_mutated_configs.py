@@ -17,8 +17,8 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
+from mmseg_coop.errors import ConfigError
 from mmseg_coop.utils import (
-    ConfigError,
     build_runner,
     check_config,
     check_data,

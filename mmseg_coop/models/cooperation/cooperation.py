@@ -125,10 +125,13 @@ class Cooperation(BaseModule):
         for site in connections:
             if site not in sites:
                 known = [name for name in names if site in site_channels[name]]
+                what = (
+                    f'site {site!r} of {", ".join(known)} alone'
+                    if known
+                    else f'unknown site {site!r}'
+                )
                 raise ValueError(
-                    f'connections has the site {site!r}, which '
-                    + (f'only {", ".join(known)} has' if known else 'is unknown')
-                    + f'; the sites that all networks have are {sites}.'
+                    f'connections has the {what}; the sites that all networks have are {sites}.'
                 )
         self.paths = ModuleDict()
         for site in sites:

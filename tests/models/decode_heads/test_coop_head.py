@@ -63,8 +63,8 @@ def test_heads_of_two_types_train(train_batch):
         (dict(bottom=dict(in_channels=16)), "'bottom': CoopHead needs to know the head"),
         (dict(bottom=dict(BOTTOM, type='FCNHead')), "'bottom': type='FCNHead' is no head that"),
         (dict(bottom=dict(BOTTOM, type='DPHead')), "'bottom': type='DPHead' is no head that"),
-        (dict(connections=['aspp']), r"'aspp', which only top has.*have are \['input'\]"),
-        (dict(connections=['inputs']), "'inputs', which is unknown"),
+        (dict(connections=['aspp']), r"'aspp' of top alone.*have are \['input'\]"),
+        (dict(connections=['inputs']), "unknown site 'inputs'"),
     ],
 )
 def test_what_cannot_cooperate_is_named(arguments, message):
