@@ -11,7 +11,12 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmseg_coop'
-MIM = ('configs', 'tools', 'model-index.yml')  # what `mmseg_coop/.mim` holds, by its names in ROOT
+MIM = (
+    'configs',
+    'demo',
+    'tools',
+    'model-index.yml',
+)  # what `mmseg_coop/.mim` holds, by its names in ROOT
 # OneDL's mim looks for `.mim` in the first folder of an installed wheel's RECORD, which pip sorts.
 # That is `mmseg_coop-0.1.0.dist-info`, where nothing of ours may be put (PEP 770). So a folder that
 # comes before it, and that cannot be taken for a module, holds `.mim` once more.
@@ -52,7 +57,9 @@ class BuildPyWithMim(build_py):
                 except OSError:  # Windows without the privilege to make links
                     self.announce(f'no links here, copying {name}: install again after editing it')
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__', '.*'))
+                shutil.copytree(
+                    source, target, ignore=shutil.ignore_patterns('__pycache__', '.*', 'output')
+                )
             else:
                 shutil.copy2(source, target)
 

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import mmcv
-from _predict import Predictor, add_arguments
 from mmengine.utils import track_iter_progress
 
-from mmseg_coop.utils import short_errors
+from mmseg_coop.apis.predict import Predictor, add_arguments
+from mmseg_coop_cli import short_errors
 
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
-from _predict import Array, Predictor, add_arguments
 from mmengine.utils import ProgressBar
 
-from mmseg_coop.utils import short_errors
+from mmseg_coop.apis.predict import Array, Predictor, add_arguments
+from mmseg_coop_cli import short_errors
 
 WINDOW = 'press q to stop'
 

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from mmseg_coop_cli import CoopError
+
+__all__ = [
+    'CheckpointError',
+    'ConfigError',
+    'CoopError',
+    'DataError',
+    'InputError',
+    'NumericError',
+    'printable',
+]
+
 
 def printable(text: str) -> str:
     r"""Make a text, which may come from a file and hold anything, one line that is safe to print.
@@ -20,10 +32,6 @@ def printable(text: str) -> str:
     return ''.join(
         char if char.isprintable() else char.encode('unicode_escape').decode() for char in text
     )
-
-
-class CoopError(Exception):
-    """The family of all errors of this package that are not faults of its own."""
 
 
 class ConfigError(CoopError, ValueError):

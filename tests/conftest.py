@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import random
+import runpy
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.visualization import Visualizer
 
 from mmseg_coop.visualization import CoopLocalVisualizer
+from mmseg_coop_cli import program
+
+ROOT = Path(__file__).resolve().parents[1]
 
 try:
     from hypothesis import settings
@@ -29,9 +38,48 @@ def _clean_start():
     torch.manual_seed(0)
     init_default_scope('mmseg')
     yield
+    forget_runs()
+
+
+def forget_runs():
+    """Remove what runners leave behind in the process."""
     # Visualizer knows the instances of its subclasses as well.
-    for manager in (DefaultScope, MMLogger, CoopLocalVisualizer, Visualizer):
-        manager._instance_dict.clear()  # what a runner of the test has left behind
+    for manager in (DefaultScope, MMLogger, MessageHub, CoopLocalVisualizer, Visualizer):
+        manager._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def tool():
+    """Call a tool's ``main`` in this process, as far as it shows like a program of its own.
+
+    ``tool('tools/test.py', 'config.py', …)`` returns what it printed and its exit code; ``cwd`` is
+    the folder it is called from. A fault of the program, as against one of the user, raises.
+    """
+
+    def call(path, *words, cwd=None):
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        kept = os.getcwd(), dict(os.environ), random.getstate(), torch.get_rng_state()
+        forget_runs()
+        try:
+            os.chdir(cwd or kept[0])
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                module = runpy.run_path(str(ROOT / path))
+                program(lambda: module['main']([str(word) for word in words]))
+        except SystemExit as exit:
+            code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+            if isinstance(exit.code, str):
+                err.write(f'{exit.code}\n')
+        finally:
+            os.chdir(kept[0])
+            os.environ.clear()
+            os.environ.update(kept[1])
+            random.setstate(kept[2])
+            torch.set_rng_state(kept[3])
+            torch.use_deterministic_algorithms(False)
+            forget_runs()
+        return subprocess.CompletedProcess([path, *words], code, out.getvalue(), err.getvalue())
+
+    return call
 
 
 #: Tiny backbones that end in different channels.

@@ -14,8 +14,9 @@ from mmengine.optim import build_optim_wrapper
 from mmseg.registry import MODELS
 from torch.nn import functional
 
-from mmseg_coop.utils import build_runner, check_data, forget_pretrained, load_config
-from mmseg_coop.utils.launch import spell_out_topology
+from mmseg_coop.apis import build_runner, check_data
+from mmseg_coop.apis.launch import spell_out_topology
+from mmseg_coop.config import forget_pretrained, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))

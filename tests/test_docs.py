@@ -31,7 +31,8 @@ from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
 import mmseg_coop
-from mmseg_coop.utils import check_data, forget_pretrained
+from mmseg_coop.apis import check_data
+from mmseg_coop.config import forget_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -13,7 +13,9 @@ FLOORS = (
     ('_stack', 'errors', 'registry', 'version'),
     ('datasets', 'evaluation', 'models', 'visualization'),
     ('engine',),
-    ('utils',),
+    ('config',),
+    ('apis',),
+    ('analysis', 'utils'),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

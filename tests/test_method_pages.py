@@ -21,9 +21,9 @@ from mmengine.optim import build_optim_wrapper
 from mmseg.registry import MODELS, PARAM_SCHEDULERS
 
 import mmseg_coop.models
+from mmseg_coop.config import load_config
 from mmseg_coop.models import ChannelPoolAttention, SpatialPoolAttention, decode_heads
 from mmseg_coop.models.decode_heads import coop_head, deeplabv3plus_head
-from mmseg_coop.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.stem: path for path in sorted((ROOT / 'docs/methods').glob('*.md'))}

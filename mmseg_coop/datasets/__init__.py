@@ -1,8 +1,7 @@
 """Data sets and their transforms."""
 
 from .camvid import CamVidDataset
-from .checked_loading import check_loading
-from .skip_faulty_dataset import SkipFaultyDataset
+from .faults import SkipFaultyDataset, check_loading
 from .transforms import EvalCenterCrop, LoadSegAnnotations, LoadSegImage, RandomGaussianBlur
 
 __all__ = [

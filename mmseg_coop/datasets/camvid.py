@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
+from ..errors import DataError
+
 
 @DATASETS.register_module()
 class CamVidDataset(BaseSegDataset):
@@ -29,7 +31,7 @@ class CamVidDataset(BaseSegDataset):
             ``data_prefix`` and ``pipeline``.
 
     Raises:
-        ValueError: If no image is found.
+        DataError: If no image is found.
 
     Example:
         >>> from mmseg_coop.datasets import CamVidDataset
@@ -75,7 +77,7 @@ class CamVidDataset(BaseSegDataset):
         """Lists the images and their labels, see the base class."""
         data_list = super().load_data_list()
         if not data_list:
-            raise ValueError(
+            raise DataError(
                 f'no *{self.img_suffix} image in {self.data_prefix["img_path"]}; check data_root '
                 "and data_prefix, and set img_suffix to the images' ending, such as '.png'"
             )

@@ -19,8 +19,8 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
+from mmseg_coop.apis import build_runner
 from mmseg_coop.engine import load_checkpoint_data
-from mmseg_coop.utils import build_runner
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
@@ -105,7 +105,7 @@ import helpers
 from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.runner import TestLoop
-from mmseg_coop.utils import build_runner
+from mmseg_coop.apis import build_runner
 
 folder, data, launcher = sys.argv[1:]
 load = [dict(type=name) for name in ('LoadSegImage', 'LoadSegAnnotations', 'PackSegInputs')]

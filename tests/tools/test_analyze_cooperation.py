@@ -17,8 +17,8 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
+from mmseg_coop.config import load_config
 from mmseg_coop.evaluation import CoopIoUMetric
-from mmseg_coop.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools/analysis_tools/analyze_cooperation.py'

@@ -16,8 +16,8 @@ from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model
 from mmseg.registry import MODELS
 
-from mmseg_coop.utils import forget_pretrained
-from mmseg_coop.utils.load_model import load_model
+from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.config import forget_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools/deployment'

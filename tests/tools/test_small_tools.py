@@ -18,8 +18,8 @@ from mmseg.apis import init_model
 from mmseg.registry import MODELS
 from PIL import Image
 
+from mmseg_coop.config import load_config
 from mmseg_coop.datasets import CamVidDataset
-from mmseg_coop.utils import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'

@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from _evaluation import add_arguments, class_iou, evaluate, load, parse
-from _report import claim, plt, save, write_csv
-from _tables import markdown
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
+from mmseg_coop.analysis.evaluate import add_arguments, class_iou, evaluate, load, parse
+from mmseg_coop.analysis.report import claim, plt, save, write_csv
+from mmseg_coop.analysis.tables import markdown
 from mmseg_coop.models.cooperation import Cooperation
-from mmseg_coop.utils import short_errors
+from mmseg_coop_cli import short_errors
 
 NOTHING, EVERYTHING = '(nothing)', '(all)'
 FILES = ('cooperation.png', 'cooperation.md', 'sites.csv', 'cka.csv', 'classes.csv')

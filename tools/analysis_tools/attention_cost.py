@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _measure import interleaved_seconds, median_ratio, peak_bytes
-from _tables import markdown
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
+
+from mmseg_coop.analysis.measure import interleaved_seconds, median_ratio, peak_bytes
+from mmseg_coop.analysis.tables import markdown
 
 #: The sizes of table 1: an eighth of 768x768 and of 2048x1024.
 SIZES = [(96, 96), (256, 128)]

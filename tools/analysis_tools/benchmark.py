@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import choose_device, interleaved_seconds, median_ratio, peak_bytes
-from _tables import markdown
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-from mmseg_coop.utils import forget_pretrained, load_config, short_errors
+from mmseg_coop.analysis.measure import choose_device, interleaved_seconds, median_ratio, peak_bytes
+from mmseg_coop.analysis.tables import markdown
+from mmseg_coop.config import forget_pretrained, load_config
+from mmseg_coop_cli import short_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -21,9 +21,11 @@ from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
+from mmseg_coop.apis import check_data
+from mmseg_coop.config import load_config
 from mmseg_coop.datasets import check_loading
-from mmseg_coop.utils import check_data, load_config, short_errors
 from mmseg_coop.visualization import CoopLocalVisualizer
+from mmseg_coop_cli import short_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,19 +20,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from _report import claim, plt, save
-from _tables import markdown
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 
+from mmseg_coop.analysis.report import claim, plt, save
+from mmseg_coop.analysis.tables import markdown
+from mmseg_coop.apis import check_data
+from mmseg_coop.config import load_config
 from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
-from mmseg_coop.datasets.listing import dead_links
+from mmseg_coop.datasets.faults.folders import dead_links
+from mmseg_coop.datasets.faults.walk import iter_datasets
 from mmseg_coop.datasets.transforms.loading import exif_orientation
 from mmseg_coop.errors import printable
-from mmseg_coop.utils import check_data, load_config, short_errors
-from mmseg_coop.utils.leaf_datasets import leaf_datasets
+from mmseg_coop_cli import short_errors
 
 SPLITS = ('train', 'val', 'test')
 #: Settings of the loading transforms that decide how a file is read.
@@ -298,7 +300,7 @@ def check_absent(train: Findings, classes: list[str]) -> Iterator[Problem]:
 
 def datasets(cfg: Any) -> Iterator[Any]:
     """Datasets inside a config's wrappers, without their pipelines and lists of files."""
-    for leaf in leaf_datasets(cfg):
+    for leaf in iter_datasets(cfg):
         yield DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
 
 
@@ -393,7 +395,7 @@ def main() -> None:
         classes = class_names(cfg, splits)
         found: dict[str, Findings] = {}
         for split in splits:
-            for leaf in leaf_datasets(cfg[f'{split}_dataloader']['dataset']):
+            for leaf in iter_datasets(cfg[f'{split}_dataloader']['dataset']):
                 print(f'{split}: {leaf["type"]} in {leaf.get("data_root")}', file=sys.stderr)
                 new = check_leaf(leaf, split, args.workers)
                 found[split] = add(found[split], new) if split in found else new

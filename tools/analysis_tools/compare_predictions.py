@@ -24,9 +24,11 @@ from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
-from mmseg_coop.utils import check_data, load_config, set_data_faults, short_errors
-from mmseg_coop.utils.load_model import load_model
+from mmseg_coop.apis import check_data, set_data_faults
+from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.config import load_config
 from mmseg_coop.visualization.panels import fit_centre, grid, label_maps, legend, overlay
+from mmseg_coop_cli import short_errors
 
 ALPHA = 0.8  # share of the classes' colours; the rest is the image
 #: Of the map: both right, only the first, only the second, neither. RGB; colour-blind people can

@@ -11,11 +11,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from _evaluation import add_arguments, class_iou, evaluate, load, parse
-from _report import claim, plt, save, write_csv
-from _tables import markdown
 
-from mmseg_coop.utils import short_errors
+from mmseg_coop.analysis.evaluate import add_arguments, class_iou, evaluate, load, parse
+from mmseg_coop.analysis.report import claim, plt, save, write_csv
+from mmseg_coop.analysis.tables import markdown
+from mmseg_coop_cli import short_errors
 
 #: Up to this many classes each cell of the picture shows its number.
 MAX_NUMBERED = 25

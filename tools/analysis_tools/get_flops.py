@@ -16,15 +16,16 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from _report import claim
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmseg_coop.analysis.report import claim
+from mmseg_coop.config import forget_pretrained, image_size, load_config
 from mmseg_coop.models import DeepLabV3PlusHead
-from mmseg_coop.utils import forget_pretrained, image_size, load_config, short_errors
+from mmseg_coop_cli import short_errors
 
 #: Layers of DeepLabV3PlusHead by the part of the network that the papers count them to.
 LAYERS = dict(

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _tables import markdown, read_models
+
+from mmseg_coop.analysis.tables import markdown, read_models
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE_NAME = 'iou.jsonl'

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import claim, plt, save
-from _tables import markdown
 
-from mmseg_coop.utils import short_errors
+from mmseg_coop.analysis.report import claim, plt, save
+from mmseg_coop.analysis.tables import markdown
+from mmseg_coop_cli import short_errors
 
 STYLES = ('-', '--', ':', '-.')
 MIOU = 'mIoU'

@@ -29,8 +29,9 @@ from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
 from mmseg_coop import __version__
-from mmseg_coop.utils import image_size, load_config, short_errors
-from mmseg_coop.utils.load_model import load_model
+from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.config import image_size, load_config
+from mmseg_coop_cli import short_errors
 
 Size = tuple[int, int]
 #: Takes images (N, 3, H, W), float32 RGB of 0 to 255, and returns the logits in the outputs' order.

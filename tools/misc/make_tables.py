@@ -19,9 +19,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmseg_coop.analysis.tables import markdown, read_models
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / 'tools/analysis_tools'))
-from _tables import markdown, read_models  # noqa: E402
 
 BEGIN, END = '<!-- table: begin (tools/misc/make_tables.py) -->', '<!-- table: end -->'
 SOURCES = ('paper', 'derived', 'converted', 'ours')

@@ -14,7 +14,8 @@ from mmengine.config import Config, DictAction
 
 # The standard output is for the config, but OneDL's packages print to it when they are imported.
 with contextlib.redirect_stdout(sys.stderr):
-    from mmseg_coop.utils import load_config, short_errors
+    from mmseg_coop_cli import short_errors
+from mmseg_coop.config import load_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import re
 
-from _checkpoint_io import StateDict, check_names_and_shapes, make_parser, run
 from mmseg.models.backbones import TIMMBackbone
 from torch import Tensor
+
+from mmseg_coop.engine.checkpoint_io import StateDict, check_names_and_shapes, make_parser, run
 
 BLOCKS_PER_STAGE = (1, 2, 2, 3, 3, 4, 1)
 BLOCKS = [(stage, i) for stage, blocks in enumerate(BLOCKS_PER_STAGE) for i in range(blocks)]

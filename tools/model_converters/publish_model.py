@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mmseg_coop.engine.safe_checkpoint import load_checkpoint_data
-from mmseg_coop.utils import short_errors
+from mmseg_coop_cli import short_errors
 
 SUFFIXES = ('.pth', '.safetensors')
 

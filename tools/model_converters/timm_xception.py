@@ -6,8 +6,7 @@ The classifier is left out.
 
 from __future__ import annotations
 
-from _checkpoint_io import make_parser, run
-
+from mmseg_coop.engine.checkpoint_io import make_parser, run
 from mmseg_coop.models.backbones.xception import convert_timm_state_dict
 
 

@@ -19,9 +19,16 @@ from pathlib import Path
 
 import mmcv
 import torch
-from _checkpoint_io import StateDict, check_names_and_shapes, fail, make_parser, run
 from mmseg.models.backbones import MobileNetV2
 from torch import Tensor, nn
+
+from mmseg_coop.engine.checkpoint_io import (
+    StateDict,
+    check_names_and_shapes,
+    fail,
+    make_parser,
+    run,
+)
 
 BLOCKS_PER_LAYER = (1, 2, 3, 4, 3, 3, 1)
 BLOCKS = [(layer, i) for layer, blocks in enumerate(BLOCKS_PER_LAYER, 1) for i in range(blocks)]

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from ...datasets.skip_faulty_dataset import SKIPPED_KEY, SkipFaultyDataset
+from ...datasets.faults.skip_faulty_dataset import SKIPPED_KEY, SkipFaultyDataset
 
 
 @HOOKS.register_module()

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import get_worker_info
 
 from mmseg_coop.datasets import SkipFaultyDataset
-from mmseg_coop.datasets.skip_faulty_dataset import SKIPPED_KEY
+from mmseg_coop.datasets.faults.skip_faulty_dataset import SKIPPED_KEY
 from mmseg_coop.engine import load_checkpoint_data
 from mmseg_coop.engine.hooks import SkippedFilesHook
 from mmseg_coop.errors import DataError

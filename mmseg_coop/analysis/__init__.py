@@ -1,0 +1,1 @@
+"""What the tools measure and draw: scores, costs, tables and figures."""

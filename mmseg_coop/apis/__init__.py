@@ -1,0 +1,21 @@
+"""What the tools do, as functions: train, test, load a trained model."""
+
+from .data_check import check_data
+from .data_faults import set_data_faults
+from .launch import build_runner, lock_work_dir
+from .load_model import load_model, require_file
+from .testing import prepare_test, test
+from .training import prepare_training, train
+
+__all__ = [
+    'build_runner',
+    'check_data',
+    'load_model',
+    'lock_work_dir',
+    'prepare_test',
+    'prepare_training',
+    'require_file',
+    'set_data_faults',
+    'test',
+    'train',
+]

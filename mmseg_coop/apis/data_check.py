@@ -1,0 +1,161 @@
+"""Checks that the data a config names are there, before anything is built."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+import sys
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, TRANSFORMS
+
+from ..config.build_errors import config_errors
+from ..config.class_check import check_classes
+from ..datasets import check_loading
+from ..datasets.faults.folders import dead_links
+from ..datasets.faults.walk import iter_datasets
+from ..errors import ConfigError, DataError
+
+
+def check_data(
+    cfg: Config,
+    splits: tuple[str, ...] = ('train', 'val', 'test'),
+    *,
+    data_faults: str = 'stop',
+) -> None:
+    """Check the classes, the data folders and the lists of a config.
+
+    Args:
+        cfg: Config of a run.
+        splits: Data loaders to look at. Defaults to all three.
+        data_faults: ``'skip'`` lets links pass that stand for single files and lead nowhere;
+            :class:`SkipFaultyDataset` counts them. Defaults to ``'stop'``.
+
+    Raises:
+        ConfigError: Model, datasets and labels have different classes, or an evaluation resizes its
+            labels.
+        FileNotFoundError: A data root, folder or list is missing; the message says which key of the
+            config to change.
+        DataError: A split has no image, a folder or a list cannot be read, a link leads nowhere or
+            in a circle, or the name of an image is no text.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    check_classes(cfg)
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        with config_errors(cfg):
+            for dataset in iter_datasets(loader['dataset']) if loader else ():
+                _check_paths(dataset, split)
+                # Only the class itself knows which files it takes; lazily built it has not looked.
+                built = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []})
+                _check_links(built, data_faults)
+                images = _check_images(built, split)
+                if split != 'train':
+                    _check_label_size(dataset, images[0], f'{split}_dataloader.dataset')
+
+
+def _check_paths(dataset: Any, split: str) -> None:
+    root = dataset.get('data_root') or ''
+    if root and not _reaches(root):
+        raise FileNotFoundError(
+            f'data root {root!r} of the {split} split does not exist (looked in '
+            f'{osp.abspath(root)!r}). Link or copy the data there, or set '
+            f'--cfg-options {split}_dataloader.dataset.data_root=DIR.'
+        )
+    prefixes = dataset.get('data_prefix') or {}
+    for key, path in {**prefixes, 'ann_file': dataset.get('ann_file') or ''}.items():
+        if path and not _reaches(osp.join(root, path)):
+            raise FileNotFoundError(
+                f'{key} {osp.join(root, path)!r} of the {split} split does not exist; check '
+                f'{split}_dataloader.dataset.data_root and {key}.'
+            )
+
+
+def _reaches(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # there, but closed or a link in a circle
+        raise DataError(
+            f'{path} cannot be reached ({type(error).__name__}: {error.strerror}); mend it, or '
+            'choose another by data_root and data_prefix',
+            path=path,
+        ) from error
+    return True
+
+
+def _check_links(dataset: BaseDataset, data_faults: str) -> None:
+    links = [link for links in dead_links(dataset).values() for link in links]
+    if links and data_faults == 'stop':
+        more = f' (and {len(links) - 1} more links do)' if len(links) > 1 else ''
+        raise DataError(
+            f'link {links[0]} leads nowhere, to {os.readlink(links[0])}{more}; mend or remove it',
+            path=links[0],
+        )
+
+
+def _check_images(dataset: BaseDataset, split: str) -> list[dict[str, Any]]:
+    try:
+        images = dataset.load_data_list()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f'ann_file {dataset.ann_file} is not UTF-8 text ({error}); save it as UTF-8',
+            path=dataset.ann_file,
+        ) from error
+    if not images:
+        suffix = getattr(dataset, 'img_suffix', '')
+        raise DataError(
+            f'the {split} split is empty: {type(dataset).__name__} finds no image *{suffix} with '
+            f'data_prefix={dict(dataset.data_prefix)}, ann_file={dataset.ann_file!r}. Check '
+            'data_root, data_prefix, ann_file and img_suffix.'
+        )
+    for info in images:
+        _check_name(info['img_path'])
+    return images
+
+
+def _check_label_size(dataset: Any, info: dict[str, Any], path: str) -> None:
+    """Refuse an evaluation whose pipeline changes the label's size: it does so with an image.
+
+    Predictions are resized to ``ori_shape``, so labels have to be of that size.
+    """
+    results: Any = {**info, 'sample_idx': 0}
+    fault = ''
+    for index, step in enumerate(check_loading(dataset).get('pipeline', ())):
+        transform = TRANSFORMS.build(step) if isinstance(step, dict) else step
+        try:
+            results = transform(results)
+        except (KeyError, ValueError):  # of the file or the settings, which the run itself says
+            return
+        if not isinstance(results, dict):
+            break
+        label, size = results.get('gt_seg_map'), results.get('ori_shape')
+        if label is None or size is None:  # not loaded yet, or packed
+            continue
+        if label.shape == tuple(size):  # as EvalCenterCrop makes it
+            fault = ''
+        elif not fault:
+            fault = (
+                f'{path}.pipeline.{index} ({type(transform).__name__}) turns the label of '
+                f'{info["img_path"]} into {label.shape[0]}x{label.shape[1]}, but predictions are '
+                f'evaluated at {size[0]}x{size[1]} (height x width); load labels behind the '
+                'transforms that resize the image, and crop with EvalCenterCrop.'
+            )
+    if fault:
+        raise ConfigError(fault)
+
+
+def _check_name(path: str) -> None:
+    """Refuse names with bytes that are no characters, on which OpenCV crashes."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f'the name of {path} is not {sys.getfilesystemencoding()} text; rename it, or if it is '
+            'in UTF-8, set the environment variable PYTHONUTF8=1',
+            path=path,
+        ) from None

@@ -1,0 +1,159 @@
+"""Settles what a test does with its data: measures them, writes their label maps, or both."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import Registry
+from mmseg.registry import DATASETS, METRICS, TRANSFORMS
+
+from ..config.signatures import constructor_keys
+from ..datasets.faults import iter_datasets
+from ..errors import DataError
+from .data_check import check_data
+
+
+def prepare_data(
+    cfg: Config, *, out: str | None, output: str | None, palette: bool, data_faults: str
+) -> None:
+    """Check the data, and settle whether they are measured, their label maps written, or both.
+
+    Label maps are those of whole images. Where there are no labels, or the evaluation crops, they
+    are written and nothing is measured.
+
+    Args:
+        cfg: Config of the run, which is changed.
+        out: Folder of the label maps; None writes none.
+        output: Which output they are of; ``'all'`` writes each into its own folder.
+        palette: Whether they are palette PNGs in the dataset's colours.
+        data_faults: See :func:`check_data`.
+
+    Raises:
+        FileNotFoundError: The data do not exist.
+        ConfigError: The data do not fit the config.
+        DataError: The data cannot be used, or there are no labels to measure by.
+    """
+    evaluators = cfg.get('test_evaluator') or []
+    if isinstance(evaluators, dict):  # one, or an Evaluator of several
+        evaluators = evaluators.get('metrics') or [evaluators]
+    writes = out is not None or all(e.get('format_only') for e in evaluators)
+    datasets = list(iter_datasets(cfg.test_dataloader.dataset))
+    for dataset in datasets if writes else ():
+        prefix = dataset.get('data_prefix') or {}
+        folder = osp.join(dataset.get('data_root') or '', prefix.get('seg_map_path') or '')
+        if not osp.exists(folder):
+            prefix.pop('seg_map_path', None)
+    check_data(cfg, splits=('test',), data_faults=data_faults)
+    reason = ''
+    for dataset in datasets:
+        why = why_unlabelled(dataset)
+        if why and not writes and any(map(needs_labels, evaluators)):
+            raise DataError(
+                f'the test split cannot be measured: {why}; name the labels in the config, or give '
+                '--out DIR to write label maps only.'
+            )
+        if not why and writes and 'EvalCenterCrop' in map(name_of, steps(dataset.pipeline)):
+            why = 'the evaluation crops (EvalCenterCrop); run without --out for the figures'
+        if why:
+            dataset.pipeline = without_labels(dataset.pipeline)
+        reason = reason or why
+    if reason:
+        print(f'Images are taken whole, and nothing is measured: {reason}.')
+    if out is not None:
+        wanted: dict[str, Any] = dict(output_dir=out)
+        if output == 'all':
+            wanted['outputs'] = 'all'
+        if palette:
+            wanted['palette'] = True
+        if reason:
+            wanted['format_only'] = True
+        writer = choose_writer(evaluators, wanted)
+        others = [e for e in evaluators if e is not writer and not reason]
+        cfg.test_evaluator = [*others, writer]
+
+
+def why_unlabelled(dataset: Any) -> str:
+    """Say why the images of a dataset come without labels; nothing if they may have some."""
+    loaders = [step for step in steps(dataset.get('pipeline')) if may_load_labels(step)]
+    if 'pipeline' in dataset and not loaders:
+        return 'its pipeline loads no labels (LoadAnnotations)'
+    if {'LoadAnnotations', 'LoadSegAnnotations'}.isdisjoint(map(name_of, loaders)):
+        return ''
+    images = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []}).load_data_list()
+    labels = [image['seg_map_path'] for image in images if image.get('seg_map_path')]
+    if any(map(osp.exists, labels)):
+        return ''
+    where = f'such as {labels[0]}' if labels else 'and data_prefix.seg_map_path names no folder'
+    return f'none of its images has a label, {where}'
+
+
+def steps(part: Any) -> Iterator[Any]:
+    """Find the transforms of a pipeline, also those inside of others."""
+    if isinstance(part, (list, tuple)):
+        for item in part:
+            yield from steps(item)
+    elif isinstance(part, dict):
+        if 'type' in part:
+            yield part
+        for item in part.values():
+            yield from steps(item)
+
+
+def name_of(part: Any) -> str:
+    """Name of the class of a part of the config."""
+    kind = part['type']
+    return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
+
+
+def package_of(part: Any, registry: Registry) -> str:
+    """Package that the class of a part of the config comes from."""
+    kind = part['type']
+    kind = registry.get(kind) if isinstance(kind, str) else kind
+    return getattr(kind, '__module__', '').partition('.')[0]
+
+
+def may_load_labels(step: Any) -> bool:
+    """Whether a transform loads labels, as far as is known: one from elsewhere may."""
+    known = package_of(step, TRANSFORMS) in ('mmcv', 'mmseg', 'mmseg_coop')
+    return not known or 'Annotation' in name_of(step) or name_of(step) == 'LoadBiomedicalData'
+
+
+def needs_labels(evaluator: Any) -> bool:
+    """Whether an evaluator needs labels, as far as is known: one from elsewhere may not."""
+    known = package_of(evaluator, METRICS) in ('mmseg', 'mmseg_coop')
+    return known and not evaluator.get('format_only')
+
+
+def without_labels(pipeline: Any) -> list[Any]:
+    """Pipeline for whole images: it loads nothing to compare with, and crops nothing for that."""
+    kept: list[Any] = []
+    for step in pipeline:
+        if isinstance(step, (list, tuple)):
+            kept += filter(None, [without_labels(step)])
+        elif 'transforms' in step:
+            kept.append({**step, 'transforms': without_labels(step['transforms'])})
+        elif 'Annotation' not in name_of(step) and name_of(step) != 'EvalCenterCrop':
+            kept.append(step)
+    return kept
+
+
+def choose_writer(evaluators: list[Any], wanted: dict[str, Any]) -> Any:
+    """Let the first evaluator that can write the label maps do it, or else a new one.
+
+    Args:
+        evaluators: Configs of the evaluators.
+        wanted: Arguments that say what it writes.
+
+    Returns:
+        Its config.
+    """
+    for evaluator in evaluators:
+        kind = evaluator['type']
+        kind = METRICS.get(kind) if isinstance(kind, str) else kind
+        if wanted.keys() <= constructor_keys(kind).known.keys():
+            evaluator.update(wanted)
+            return evaluator
+    return dict(wanted, type='CoopIoUMetric', format_only=True)

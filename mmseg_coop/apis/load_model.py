@@ -1,0 +1,110 @@
+"""Builds a trained model for inference, the way the demos and the deployment tools do."""
+
+from __future__ import annotations
+
+import os.path as osp
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader
+from mmseg.models import BaseSegmentor
+from mmseg.registry import DATASETS, MODELS
+from torch import nn
+
+from ..config import forget_pretrained
+from ..datasets.faults.walk import iter_datasets
+from ..errors import CheckpointError, ConfigError
+
+
+def load_model(
+    cfg: Config, checkpoint: str, *, device: str | torch.device = 'cpu'
+) -> BaseSegmentor:
+    """Build the model of a config with the weights of a checkpoint, ready for ``mmseg.apis``.
+
+    Unlike ``mmseg.apis.init_model`` it takes checkpoints without meta information as well, plain
+    state dicts among them, and refuses weights that do not fit.
+
+    Args:
+        cfg: Config. The model that is returned holds it as ``cfg``, with a ``test_pipeline``
+            without labels, which gives whole images (see :class:`EvalCenterCrop`).
+        checkpoint: File, or an address that mmengine reads.
+        device: Where the model goes. Defaults to ``'cpu'``.
+
+    Returns:
+        The model in evaluation mode, with ``dataset_meta`` (``classes`` and ``palette``) from the
+        checkpoint or else from the test data set of the config. Without a palette the colours are
+        random, but always the same.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        CheckpointError: The weights do not fit the model.
+        ConfigError: Nothing names the classes.
+    """
+    require_file(checkpoint)
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    # The checkpoint brings all weights: pretrained ones need not be there.
+    forget_pretrained(cfg.model)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    _load_weights(model, content.get('state_dict', content), checkpoint)
+    model.dataset_meta = _dataset_meta(content.get('meta', {}), cfg)
+    cfg.test_pipeline = [
+        transform
+        for transform in cfg.test_dataloader.dataset.pipeline
+        if transform['type'] not in ('LoadAnnotations', 'LoadSegAnnotations')
+    ]
+    model.cfg = cfg
+    return model.to(device).eval()
+
+
+def require_file(checkpoint: str) -> None:
+    """Refuse a checkpoint that is neither a file nor an address.
+
+    Args:
+        checkpoint: File, or an address that mmengine reads.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if '://' not in checkpoint and not osp.isfile(checkpoint):
+        raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist.')
+
+
+def _load_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) -> None:
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # shapes that differ, one a line below the first
+        shapes = ' '.join(str(error).split('\n')[1:4]).strip()
+        raise CheckpointError(
+            f'checkpoint {checkpoint!r} does not fit the config: {shapes}'
+        ) from error
+    for kind, names in (('lacks', missing), ('holds the unknown', unexpected)):
+        if names:
+            more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+            raise CheckpointError(
+                f'checkpoint {checkpoint!r} does not fit the config: it {kind} '
+                f'{", ".join(names[:3])}{more}; use the config it was trained with.'
+            )
+
+
+def _dataset_meta(meta: dict[str, Any], cfg: Config) -> dict[str, Any]:
+    """Classes and palette."""
+    known = dict(meta.get('dataset_meta') or {})
+    if not known.get('classes'):
+        dataset = next(iter_datasets(cfg.test_dataloader.dataset))
+        # Asked of the class: some data sets cannot be built without their files.
+        stated = DATASETS.get(dataset['type']).METAINFO
+        known = dict(dataset.get('metainfo') or stated)
+        if not known.get('classes'):
+            raise ConfigError(
+                'neither the checkpoint nor the config names the classes; set '
+                'test_dataloader.dataset.metainfo=dict(classes=…, palette=…).'
+            )
+    if not known.get('palette'):
+        random = np.random.default_rng(0)
+        known['palette'] = random.integers(0, 256, (len(known['classes']), 3)).tolist()
+    return {key: known[key] for key in ('classes', 'palette')}

@@ -1,0 +1,143 @@
+"""Checks that a model has the classes of its data."""
+
+from __future__ import annotations
+
+import inspect
+import os.path as osp
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.fileio import list_from_file
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.registry import DATASETS
+from torch import nn
+
+from ..datasets.faults.walk import iter_datasets
+from ..errors import ConfigError
+from ..models._checks import check_losses
+from ..models.decode_heads import CooperativeDecodeHead, CoopHead
+from .check import SPLITS, find_types
+
+
+def check_classes(cfg: Mapping[str, Any]) -> None:
+    """Compare the classes of heads, datasets and checks of labels.
+
+    The datasets' names have to be the same, in the same order; heads and checks have their number.
+
+    Args:
+        cfg: Config of a run.
+
+    Raises:
+        ConfigError: They differ, or a head has a single class.
+    """
+    heads = list(find_heads(cfg.get('model')))
+    for head, number in heads:
+        if number == 1:
+            raise ConfigError(
+                f'{head} is 1, which leaves nothing to tell apart. An object and its background '
+                'are num_classes=2, with one output a class or with out_channels=1 and a loss with '
+                'use_sigmoid=True: see docs/binary_segmentation.md.'
+            )
+    first: tuple[str, Sequence[str]] | None = None
+    for split in SPLITS if heads else ():
+        loader = cfg.get(f'{split}_dataloader')
+        if not isinstance(loader, Mapping) or not isinstance(loader.get('dataset'), Mapping):
+            continue
+        for dataset in iter_datasets(loader['dataset']):
+            path = f'{split}_dataloader.dataset'
+            classes, name = _classes_of(dataset), f'{path} ({dataset["type"]})'
+            found = {}
+            if classes is not None:
+                found[f'the number of classes of {name}'] = len(classes)
+            for index, transform in enumerate(dataset.get('pipeline') or ()):
+                if isinstance(transform, Mapping) and isinstance(transform.get('num_classes'), int):
+                    found[f'{path}.pipeline.{index}.num_classes'] = transform['num_classes']
+            for what, number in found.items():
+                for head, num_classes in heads:
+                    if number != num_classes:
+                        raise ConfigError(
+                            f'{head} is {num_classes}, but {what} is {number}; give both the same '
+                            '(metainfo=dict(classes=…) chooses among the classes of a data set).'
+                        )
+            if classes is not None:
+                first = first or (name, classes)
+                _check_names(*first, name, classes)
+
+
+def _check_names(first: str, expected: Sequence[str], other: str, classes: Sequence[str]) -> None:
+    for index, (one, two) in enumerate(zip(expected, classes, strict=True)):
+        if one != two:
+            raise ConfigError(
+                f'class {index} is {one!r} in {first}, but {two!r} in {other}; give both the same '
+                'classes in the same order (metainfo=dict(classes=…) orders those of a dataset).'
+            )
+
+
+def find_heads(part: Any, path: str = 'model') -> Iterator[tuple[str, int]]:
+    """Find the heads that have one output a class of the data.
+
+    Args:
+        part: Config of a model, of a head or of several.
+        path: Its dotted path. Defaults to ``'model'``.
+
+    Yields:
+        Dotted path and value of their ``num_classes``.
+    """
+    if isinstance(part, (list, tuple)):
+        for index, item in enumerate(part):
+            yield from find_heads(item, f'{path}.{index}')
+    if not isinstance(part, Mapping):
+        return
+    number = part.get('num_classes')
+    if isinstance(number, int) and all(map(means_classes_of_data, find_types(part.get('type')))):
+        yield f'{path}.num_classes', number
+    for key in ('decode_head', 'auxiliary_head'):
+        yield from find_heads(part.get(key), f'{path}.{key}')
+
+
+def means_classes_of_data(head: Any) -> bool:
+    """Tell whether a head has one output a class of the data.
+
+    SAN's counts otherwise, and STDC's draws borders.
+
+    Args:
+        head: Class of a head.
+
+    Returns:
+        Whether it has.
+    """
+    if not inspect.isclass(head) or issubclass(head, (CoopHead, CooperativeDecodeHead)):
+        return inspect.isclass(head)
+    return all(
+        getattr(head, name, None) is getattr(BaseDecodeHead, name)
+        for name in ('loss_by_feat', 'predict', 'predict_by_feat')
+    )
+
+
+def check_heads(model: nn.Module) -> None:
+    """Compare the losses of all heads with their outputs; ours have done so when they were built.
+
+    Args:
+        model: A model.
+
+    Raises:
+        ConfigError: A loss does not fit. The message gives the path of the head.
+    """
+    for name, head in model.named_modules():
+        if isinstance(head, BaseDecodeHead) and means_classes_of_data(type(head)):
+            try:
+                check_losses(head)
+            except ValueError as error:
+                raise ConfigError(f'model.{name.removeprefix("module.")}: {error}') from error
+
+
+def _classes_of(dataset: Any) -> Any:
+    metainfo = dataset.get('metainfo') if isinstance(dataset, Mapping) else None
+    if isinstance(metainfo, Mapping) and 'classes' in metainfo:
+        classes = metainfo['classes']
+        if isinstance(classes, str):  # names a file of them, which mmengine reads if it is there
+            return list_from_file(classes) if osp.isfile(classes) else None
+        return classes
+    name = dataset.get('type') if isinstance(dataset, Mapping) else None
+    target = DATASETS.get(name) if isinstance(name, str) else name
+    return getattr(target, 'METAINFO', {}).get('classes')

@@ -1,0 +1,185 @@
+"""Finds what the parts of a run, each right alone, do not agree on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import ReduceOnPlateauParamScheduler
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from mmseg.evaluation import IoUMetric
+from mmseg.models import SegDataPreProcessor
+
+from ...errors import ConfigError
+from ...evaluation import CoopIoUMetric
+from ...models.segmentors import CrossCoopEncoderDecoder
+
+
+class RunCheckHook(Hook):
+    """Compares the parts of a run when all are built, before weights are loaded.
+
+    What cannot run is an error; what runs, but hardly as meant, a warning in the log.
+    """
+
+    priority = 'VERY_HIGH'  # the first evaluation is looked at before a checkpoint is written
+
+    def before_run(self, runner: Runner) -> None:
+        """Check hooks, data loaders, metrics, schedules and learning rates.
+
+        Args:
+            runner: The runner.
+
+        Raises:
+            ConfigError: An interval is 0, a loop over the whole data loader has an endless sampler,
+                or the evaluation does not give what ``save_best`` names.
+        """
+        for hook in runner.hooks:
+            if getattr(hook, 'interval', None) == 0:
+                raise ConfigError(
+                    f'interval of {type(hook).__name__} is 0; give a number from 1 on, or leave '
+                    'the hook out.'
+                )
+        for split in ('train', 'val', 'test'):
+            _check_sampler(getattr(runner, f'_{split}_loop'), f'{split}_dataloader.sampler')
+        if isinstance(runner._val_loop, ValLoop):
+            outputs = getattr(getattr(runner.model, 'module', runner.model), 'output_names', ())
+            metrics = [_metric_names(m, outputs) for m in runner._val_loop.evaluator.metrics]
+            if None not in metrics:
+                _check_save_best(runner, [name for names in metrics for name in names or ()])
+        if isinstance(runner._train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+            _check_schedules(runner, runner._train_loop)
+            _check_custom_keys(runner)
+
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Look at the sizes of a batch.
+
+        Args:
+            runner: The runner.
+            batch_idx: Not used; part of mmengine's interface.
+            data_batch: The batch.
+
+        Raises:
+            ConfigError: The images have several sizes, and the model takes one a batch.
+        """
+        _check_sizes(runner.model, data_batch, 'val')
+
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Look at the sizes of a batch, see :meth:`before_val_iter`."""
+        _check_sizes(runner.model, data_batch, 'test')
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Look for what ``save_best`` names among the metrics.
+
+        Args:
+            runner: The runner.
+            metrics: Metrics by name.
+
+        Raises:
+            ConfigError: It is not there.
+        """
+        if metrics:  # otherwise mmengine says that there are none
+            _check_save_best(runner, list(metrics))
+
+
+def _check_sizes(model: Any, batch: Any, split: str) -> None:
+    model = getattr(model, 'module', model)
+    if isinstance(model, CrossCoopEncoderDecoder) or not isinstance(
+        getattr(model, 'data_preprocessor', None), SegDataPreProcessor
+    ):
+        return
+    images = [image for image in batch['inputs'] if isinstance(image, torch.Tensor)]
+    sizes = sorted({tuple(image.shape[1:]) for image in images})
+    if len(sizes) > 1:
+        raise ConfigError(
+            f'{split}_dataloader.batch_size is {len(images)}, but images of a batch have several '
+            f'sizes, {" and ".join("x".join(map(str, size)) for size in sizes[:2])}, and '
+            f'{type(model).__name__} takes one a batch; set {split}_dataloader.batch_size=1.'
+        )
+
+
+def _metric_names(metric: BaseMetric, outputs: tuple[str, ...]) -> list[str] | None:
+    """Names of what a metric gives; None if only an evaluation can tell."""
+    if type(metric) not in (IoUMetric, CoopIoUMetric) or metric.format_only:
+        return None
+    values = metric.total_area_to_metrics(*[torch.ones(1)] * 4, metric.metrics)
+    names = [name if name == 'aAcc' else f'm{name}' for name in values]
+    if isinstance(metric, CoopIoUMetric):
+        names += [f'{output}/{name}' for output in outputs for name in names]
+    return [f'{metric.prefix}/{name}' if metric.prefix else name for name in names]
+
+
+def _check_save_best(runner: Runner, names: list[str]) -> None:
+    for hook in runner.hooks:
+        if not isinstance(hook, CheckpointHook) or not hook.save_best:
+            continue
+        for key in hook.key_indicators:
+            if key not in ('auto', *names):
+                raise ConfigError(
+                    f'save_best={key!r} of {type(hook).__name__} is no metric of the evaluation'
+                    f'{_proposal(key, names)}; choose among {", ".join(names)}.'
+                )
+
+
+def _proposal(name: str, known: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(name, known, n=1)
+    return f' (did you mean {similar[0]!r}?)' if similar else ''
+
+
+def _check_sampler(loop: Any, path: str) -> None:
+    if not isinstance(loop, (EpochBasedTrainLoop, ValLoop, TestLoop)):
+        return
+    batches = getattr(loop.dataloader, 'batch_sampler', None)
+    if isinstance(getattr(batches, 'sampler', None), InfiniteSampler):
+        raise ConfigError(
+            f'{path} is InfiniteSampler, which has no end, but {type(loop).__name__} goes through '
+            "all of it; use sampler=dict(type='DefaultSampler', …), or for training a loop that "
+            'counts iterations.'
+        )
+
+
+def _check_schedules(runner: Runner, loop: EpochBasedTrainLoop | IterBasedTrainLoop) -> None:
+    schedulers = runner.param_schedulers or []
+    for group in schedulers.values() if isinstance(schedulers, Mapping) else [schedulers]:
+        rates = [scheduler for scheduler in group if scheduler.param_name == 'lr']
+        for rate in rates:
+            by_evaluation = isinstance(rate, ReduceOnPlateauParamScheduler)
+            if rate.by_epoch and not by_evaluation and isinstance(loop, IterBasedTrainLoop):
+                runner.logger.warning(
+                    f'param_scheduler has {type(rate).__name__} with by_epoch=True, but '
+                    f'{type(loop).__name__} counts iterations: it changes nothing. Set '
+                    'by_epoch=False.'
+                )
+        limits = [loop.max_epochs if rate.by_epoch else loop.max_iters for rate in rates]
+        if rates and all(rate.end < limit for rate, limit in zip(rates, limits, strict=True)):
+            runner.logger.warning(
+                f'param_scheduler ends at {rates[-1].end}, the training at {limits[-1]} '
+                f'({"epochs" if rates[-1].by_epoch else "iterations"}): in between the learning '
+                'rate stays as it is. If that is not meant, set end of the last scheduler.'
+            )
+
+
+def _check_custom_keys(runner: Runner) -> None:
+    wrapper = runner.cfg.get('optim_wrapper')
+    if not isinstance(wrapper, Mapping) or 'constructor' in wrapper:  # which may read them its way
+        return
+    names = [name for name, _ in runner.model.named_parameters()]
+    unused = []
+    for key in (wrapper.get('paramwise_cfg') or {}).get('custom_keys') or ():
+        if not any(key in name for name in names):
+            length = key.count('.') + 1
+            parts = {
+                '.'.join(words[start : start + length])
+                for words in (name.split('.') for name in names)
+                for start in range(len(words) - length + 1)
+            }
+            unused.append(f'{key!r}{_proposal(key, parts)}')
+    if unused:  # configs for several models have keys that only some of them need
+        runner.logger.warning(
+            'optim_wrapper.paramwise_cfg.custom_keys has keys that are in the name of no '
+            f'parameter, hence without effect: {", ".join(unused)}.'
+        )
