@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmseg_coop.analysis.measure import choose_device
 from mmseg_coop.apis import check_data, set_data_faults
-from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.apis.model import load_model
 from mmseg_coop.config import load_config
 from mmseg_coop.evaluation import CoopIoUMetric
 

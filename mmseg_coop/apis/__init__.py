@@ -3,7 +3,7 @@
 from .data_check import check_data
 from .data_faults import set_data_faults
 from .launch import build_runner, lock_work_dir
-from .load_model import load_model, require_file
+from .model import load_model, require_file
 from .testing import prepare_test, test
 from .training import prepare_training, train
 

@@ -11,7 +11,7 @@ from mmengine.registry import Registry
 from mmseg.registry import DATASETS, METRICS, TRANSFORMS
 
 from ..config.signatures import constructor_keys
-from ..datasets.faults import iter_datasets
+from ..datasets.faults.walk import iter_datasets
 from ..errors import DataError
 from .data_check import check_data
 

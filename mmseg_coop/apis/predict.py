@@ -12,7 +12,7 @@ from mmengine.config import DictAction
 from mmseg.apis import inference_model
 from mmseg.structures import SegDataSample
 
-from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.apis.model import load_model
 from mmseg_coop.config import load_config
 from mmseg_coop.visualization import CoopLocalVisualizer
 

@@ -8,12 +8,12 @@ from typing import Any
 from mmengine.config import Config
 
 from ..config import config_errors, forget_pretrained, load_config
-from ..datasets.faults import iter_datasets
+from ..datasets.faults.walk import iter_datasets
 from ..errors import ConfigError
 from .data_faults import set_data_faults
 from .label_maps import prepare_data
 from .launch import build_runner
-from .load_model import require_file
+from .model import require_file
 
 
 def test(config: str, checkpoint: str, *, local_rank: int = 0, **options: Any) -> dict[str, float]:

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .data_check import check_data
 from .data_faults import set_data_faults
 from .launch import build_runner, lock_work_dir
-from .load_model import require_file
+from .model import require_file
 
 
 def train(config: str, *, local_rank: int = 0, **options: Any) -> Runner:

@@ -1,5 +1,3 @@
 """Holds what mmengine looks for here when it enters our scope; all else has a room of its own."""
 
-from mmseg.utils import register_all_modules
-
-__all__ = ['register_all_modules']
+from mmseg.utils import register_all_modules as register_all_modules

@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model
 from mmseg.registry import MODELS
 
-from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.apis.model import load_model
 from mmseg_coop.config import forget_pretrained
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from mmseg.apis import inference_model
 from mmseg.registry import MODELS
 from PIL import Image
 
-from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.apis.model import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'

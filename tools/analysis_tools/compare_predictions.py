@@ -25,7 +25,7 @@ from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
 from mmseg_coop.apis import check_data, set_data_faults
-from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.apis.model import load_model
 from mmseg_coop.config import load_config
 from mmseg_coop.visualization.panels import fit_centre, grid, label_maps, legend, overlay
 from mmseg_coop_cli import short_errors

@@ -29,7 +29,7 @@ from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
 from mmseg_coop import __version__
-from mmseg_coop.apis.load_model import load_model
+from mmseg_coop.apis.model import load_model
 from mmseg_coop.config import image_size, load_config
 from mmseg_coop_cli import short_errors
 
