@@ -14,7 +14,8 @@ README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
     """The config that the README gives for a project of one's own."""
-    (block,) = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+    blocks = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+    (block,) = [block for block in blocks if 'custom_imports' in block]
     file = tmp_path_factory.mktemp('readme') / 'mine.py'
     file.write_text(block)
     return Config.fromfile(file)
