@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from mmseg_coop_cli import CoopError
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     'DataError',
     'InputError',
     'NumericError',
+    'first_few',
     'printable',
 ]
 
@@ -32,6 +35,27 @@ def printable(text: str) -> str:
     return ''.join(
         char if char.isprintable() else char.encode('unicode_escape').decode() for char in text
     )
+
+
+def first_few(texts: Iterable[str], limit: int = 3, *, separator: str = ', ') -> str:
+    """Join texts, and say of how many there are more.
+
+    Args:
+        texts: The texts.
+        limit: How many are shown. Default: 3.
+        separator: What stands between them. Default: ``', '``.
+
+    Returns:
+        One text.
+
+    Example:
+        >>> from mmseg_coop.errors import first_few
+        >>> first_few('abcde')
+        'a, b, c and 2 more'
+    """
+    texts = list(texts)
+    more = f' and {len(texts) - limit} more' if len(texts) > limit else ''
+    return separator.join(texts[:limit]) + more
 
 
 class ConfigError(CoopError, ValueError):

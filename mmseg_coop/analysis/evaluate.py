@@ -16,7 +16,7 @@ from mmengine.utils import ProgressBar
 from torch import Tensor
 
 from mmseg_coop.analysis.measure import choose_device
-from mmseg_coop.apis import check_data, set_data_faults
+from mmseg_coop.apis import check_data
 from mmseg_coop.apis.model import load_model
 from mmseg_coop.config import load_config
 from mmseg_coop.evaluation import CoopIoUMetric
@@ -131,7 +131,6 @@ def load(args: argparse.Namespace) -> Subject:
         )
     check_data(cfg, splits=(args.split,))
     model = load_model(cfg, args.checkpoint, device=choose_device(args.device))
-    set_data_faults(cfg, (args.split,), 'stop')
     loader = Runner.build_dataloader(loader_cfg, seed=0)
     if not loader.dataset.metainfo.get('classes'):
         raise ValueError(f'{type(loader.dataset).__name__} names no classes.')

@@ -1,7 +1,6 @@
 """What the tools do, as functions: train, test, load a trained model."""
 
 from .data_check import check_data
-from .data_faults import set_data_faults
 from .launch import build_runner, lock_work_dir
 from .model import load_model, require_file
 from .testing import prepare_test, test
@@ -15,7 +14,6 @@ __all__ = [
     'prepare_test',
     'prepare_training',
     'require_file',
-    'set_data_faults',
     'test',
     'train',
 ]

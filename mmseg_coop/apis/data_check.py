@@ -1,4 +1,4 @@
-"""Checks that the data a config names are there, before anything is built."""
+"""Checks that the data a config names are there, and has every file checked as it is read."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg.registry import TRANSFORMS
 
 from ..config.build_errors import config_errors
 from ..config.class_check import check_classes
-from ..datasets import check_loading
+from ..datasets.faults import check_loading
 from ..datasets.faults.folders import dead_links
-from ..datasets.faults.walk import iter_datasets
-from ..errors import ConfigError, DataError
+from ..datasets.faults.walk import build_unread, iter_datasets, name_of
+from ..errors import ConfigError, DataError, first_few
 
 
 def check_data(
@@ -26,35 +26,53 @@ def check_data(
     *,
     data_faults: str = 'stop',
 ) -> None:
-    """Check the classes, the data folders and the lists of a config.
+    """Check the classes, the data folders and the lists of a config before anything is built.
+
+    The files themselves are checked as they are read: stock transforms that load them become those
+    that check (:func:`check_loading`).
 
     Args:
-        cfg: Config of a run.
-        splits: Data loaders to look at. Defaults to all three.
-        data_faults: ``'skip'`` lets links pass that stand for single files and lead nowhere;
-            :class:`SkipFaultyDataset` counts them. Defaults to ``'stop'``.
+        cfg: Config of a run, which is changed.
+        splits: Data loaders that the run uses. Defaults to all three.
+        data_faults: What a file that cannot be used does. ``'stop'`` (the default) ends the run,
+            unless the config itself has a :class:`SkipFaultyDataset`; ``'skip'`` goes on without
+            it, by that wrapper and the hook that counts.
 
     Raises:
         ConfigError: Model, datasets and labels have different classes, or an evaluation resizes its
             labels.
         FileNotFoundError: A data root, folder or list is missing; the message says which key of the
             config to change.
-        DataError: A split has no image, a folder or a list cannot be read, a link leads nowhere or
-            in a circle, or the name of an image is no text.
+        DataError: A split has no image, a folder or a list cannot be read, a link leads nowhere,
+            there is a symlink loop, or the name of an image is no text.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     check_classes(cfg)
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
+        if not loader:
+            continue
         with config_errors(cfg):
-            for dataset in iter_datasets(loader['dataset']) if loader else ():
+            for dataset in iter_datasets(loader['dataset']):
                 _check_paths(dataset, split)
-                # Only the class itself knows which files it takes; lazily built it has not looked.
-                built = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []})
-                _check_links(built, data_faults)
+                built = build_unread(dataset)  # only the class itself knows which files it takes
+                links = [link for links in dead_links(built).values() for link in links]
+                if links and data_faults == 'stop':
+                    raise DataError(
+                        'links lead nowhere (fix or remove them): '
+                        + first_few((f'{link} to {os.readlink(link)}' for link in links), 1),
+                        path=links[0],
+                    )
                 images = _check_images(built, split)
+                check_loading(dataset)
                 if split != 'train':
                     _check_label_size(dataset, images[0], f'{split}_dataloader.dataset')
+        if data_faults == 'skip' and name_of(loader['dataset']) != 'SkipFaultyDataset':
+            wrapper: dict[str, Any] = dict(type='SkipFaultyDataset', test_mode=split != 'train')
+            loader['dataset'] = dict(**wrapper, dataset=loader['dataset'])
+    hooks = cfg.get('custom_hooks') or []
+    if data_faults == 'skip' and 'SkippedFilesHook' not in map(name_of, hooks):
+        cfg.custom_hooks = [*hooks, dict(type='SkippedFilesHook')]
 
 
 def _check_paths(dataset: Any, split: str) -> None:
@@ -79,23 +97,13 @@ def _reaches(path: str) -> bool:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:  # there, but closed or a link in a circle
+    except OSError as error:  # there, but closed or a symlink loop
         raise DataError(
-            f'{path} cannot be reached ({type(error).__name__}: {error.strerror}); mend it, or '
+            f'{path} cannot be reached ({type(error).__name__}: {error.strerror}); fix it, or '
             'choose another by data_root and data_prefix',
             path=path,
         ) from error
     return True
-
-
-def _check_links(dataset: BaseDataset, data_faults: str) -> None:
-    links = [link for links in dead_links(dataset).values() for link in links]
-    if links and data_faults == 'stop':
-        more = f' (and {len(links) - 1} more links do)' if len(links) > 1 else ''
-        raise DataError(
-            f'link {links[0]} leads nowhere, to {os.readlink(links[0])}{more}; mend or remove it',
-            path=links[0],
-        )
 
 
 def _check_images(dataset: BaseDataset, split: str) -> list[dict[str, Any]]:
@@ -114,7 +122,15 @@ def _check_images(dataset: BaseDataset, split: str) -> list[dict[str, Any]]:
             'data_root, data_prefix, ann_file and img_suffix.'
         )
     for info in images:
-        _check_name(info['img_path'])
+        path = info['img_path']
+        try:
+            path.encode()
+        except UnicodeEncodeError:  # bytes that are no characters, on which OpenCV crashes
+            raise DataError(
+                f'the name of {path} is not {sys.getfilesystemencoding()} text; rename it, or if '
+                'it is in UTF-8, set the environment variable PYTHONUTF8=1',
+                path=path,
+            ) from None
     return images
 
 
@@ -125,7 +141,7 @@ def _check_label_size(dataset: Any, info: dict[str, Any], path: str) -> None:
     """
     results: Any = {**info, 'sample_idx': 0}
     fault = ''
-    for index, step in enumerate(check_loading(dataset).get('pipeline', ())):
+    for index, step in enumerate(dataset.get('pipeline', ())):
         transform = TRANSFORMS.build(step) if isinstance(step, dict) else step
         try:
             results = transform(results)
@@ -147,15 +163,3 @@ def _check_label_size(dataset: Any, info: dict[str, Any], path: str) -> None:
             )
     if fault:
         raise ConfigError(fault)
-
-
-def _check_name(path: str) -> None:
-    """Refuse names with bytes that are no characters, on which OpenCV crashes."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise DataError(
-            f'the name of {path} is not {sys.getfilesystemencoding()} text; rename it, or if it is '
-            'in UTF-8, set the environment variable PYTHONUTF8=1',
-            path=path,
-        ) from None

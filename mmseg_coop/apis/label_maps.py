@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os.path as osp
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import Registry
-from mmseg.registry import DATASETS, METRICS, TRANSFORMS
+from mmseg.registry import METRICS, TRANSFORMS
 
 from ..config.signatures import constructor_keys
-from ..datasets.faults.walk import iter_datasets
+from ..datasets.faults.walk import build_unread, iter_datasets, iter_transforms, name_of
 from ..errors import DataError
 from .data_check import check_data
 
@@ -40,22 +39,25 @@ def prepare_data(
     if isinstance(evaluators, dict):  # one, or an Evaluator of several
         evaluators = evaluators.get('metrics') or [evaluators]
     writes = out is not None or all(e.get('format_only') for e in evaluators)
-    datasets = list(iter_datasets(cfg.test_dataloader.dataset))
-    for dataset in datasets if writes else ():
+    for dataset in iter_datasets(cfg.test_dataloader.dataset) if writes else ():
         prefix = dataset.get('data_prefix') or {}
         folder = osp.join(dataset.get('data_root') or '', prefix.get('seg_map_path') or '')
         if not osp.exists(folder):
             prefix.pop('seg_map_path', None)
     check_data(cfg, splits=('test',), data_faults=data_faults)
     reason = ''
-    for dataset in datasets:
+    for dataset in iter_datasets(cfg.test_dataloader.dataset):
         why = why_unlabelled(dataset)
         if why and not writes and any(map(needs_labels, evaluators)):
             raise DataError(
                 f'the test split cannot be measured: {why}; name the labels in the config, or give '
                 '--out DIR to write label maps only.'
             )
-        if not why and writes and 'EvalCenterCrop' in map(name_of, steps(dataset.pipeline)):
+        if (
+            not why
+            and writes
+            and 'EvalCenterCrop' in map(name_of, iter_transforms(dataset.pipeline))
+        ):
             why = 'the evaluation crops (EvalCenterCrop); run without --out for the figures'
         if why:
             dataset.pipeline = without_labels(dataset.pipeline)
@@ -77,35 +79,17 @@ def prepare_data(
 
 def why_unlabelled(dataset: Any) -> str:
     """Say why the images of a dataset come without labels; nothing if they may have some."""
-    loaders = [step for step in steps(dataset.get('pipeline')) if may_load_labels(step)]
+    loaders = [step for step in iter_transforms(dataset.get('pipeline')) if may_load_labels(step)]
     if 'pipeline' in dataset and not loaders:
         return 'its pipeline loads no labels (LoadAnnotations)'
     if {'LoadAnnotations', 'LoadSegAnnotations'}.isdisjoint(map(name_of, loaders)):
         return ''
-    images = DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []}).load_data_list()
+    images = build_unread(dataset).load_data_list()
     labels = [image['seg_map_path'] for image in images if image.get('seg_map_path')]
     if any(map(osp.exists, labels)):
         return ''
     where = f'such as {labels[0]}' if labels else 'and data_prefix.seg_map_path names no folder'
     return f'none of its images has a label, {where}'
-
-
-def steps(part: Any) -> Iterator[Any]:
-    """Find the transforms of a pipeline, also those inside of others."""
-    if isinstance(part, (list, tuple)):
-        for item in part:
-            yield from steps(item)
-    elif isinstance(part, dict):
-        if 'type' in part:
-            yield part
-        for item in part.values():
-            yield from steps(item)
-
-
-def name_of(part: Any) -> str:
-    """Name of the class of a part of the config."""
-    kind = part['type']
-    return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
 
 
 def package_of(part: Any, registry: Registry) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..config import forget_pretrained
 from ..datasets.faults.walk import iter_datasets
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, first_few
 
 
 def load_model(
@@ -36,7 +36,7 @@ def load_model(
 
     Returns:
         The model in evaluation mode, with ``dataset_meta`` (``classes`` and ``palette``) from the
-        checkpoint or else from the test data set of the config. Without a palette the colours are
+        checkpoint or else from the test dataset of the config. Without a palette the colours are
         random, but always the same.
 
     Raises:
@@ -84,10 +84,9 @@ def _load_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) ->
         ) from error
     for kind, names in (('lacks', missing), ('holds the unknown', unexpected)):
         if names:
-            more = f' and {len(names) - 3} more' if len(names) > 3 else ''
             raise CheckpointError(
                 f'checkpoint {checkpoint!r} does not fit the config: it {kind} '
-                f'{", ".join(names[:3])}{more}; use the config it was trained with.'
+                f'{first_few(names)}; use the config it was trained with.'
             )
 
 
@@ -96,7 +95,7 @@ def _dataset_meta(meta: dict[str, Any], cfg: Config) -> dict[str, Any]:
     known = dict(meta.get('dataset_meta') or {})
     if not known.get('classes'):
         dataset = next(iter_datasets(cfg.test_dataloader.dataset))
-        # Asked of the class: some data sets cannot be built without their files.
+        # Asked of the class: some datasets cannot be built without their files.
         stated = DATASETS.get(dataset['type']).METAINFO
         known = dict(dataset.get('metainfo') or stated)
         if not known.get('classes'):

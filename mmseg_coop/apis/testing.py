@@ -10,7 +10,6 @@ from mmengine.config import Config
 from ..config import config_errors, forget_pretrained, load_config
 from ..datasets.faults.walk import iter_datasets
 from ..errors import ConfigError
-from .data_faults import set_data_faults
 from .label_maps import prepare_data
 from .launch import build_runner
 from .model import require_file
@@ -110,5 +109,4 @@ def prepare_test(
             cfg.visualizer.save_dir = show_dir
     if tta:
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
-    set_data_faults(cfg, ('test',), data_faults)
     return cfg

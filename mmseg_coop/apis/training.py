@@ -12,7 +12,6 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from ..config import config_errors, load_config
 from ..errors import ConfigError
 from .data_check import check_data
-from .data_faults import set_data_faults
 from .launch import build_runner, lock_work_dir
 from .model import require_file
 
@@ -101,5 +100,4 @@ def prepare_training(
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     splits = ('train',) if no_validate else ('train', 'val')
     check_data(cfg, splits=splits, data_faults=data_faults)
-    set_data_faults(cfg, splits, data_faults)
     return cfg

@@ -507,7 +507,7 @@ def _check_test_cfg(model: Any) -> None:
 
 
 def _check_prefixes(cfg: Mapping[str, Any]) -> None:
-    """Check where data sets look for their files."""
+    """Check where datasets look for their files."""
     for split in SPLITS:
         loader, path = cfg.get(f'{split}_dataloader'), f'{split}_dataloader.dataset'
         if not isinstance(loader, Mapping) or not isinstance(loader.get('dataset'), Mapping):

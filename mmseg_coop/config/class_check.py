@@ -57,7 +57,7 @@ def check_classes(cfg: Mapping[str, Any]) -> None:
                     if number != num_classes:
                         raise ConfigError(
                             f'{head} is {num_classes}, but {what} is {number}; give both the same '
-                            '(metainfo=dict(classes=…) chooses among the classes of a data set).'
+                            '(metainfo=dict(classes=…) chooses among the classes of a dataset).'
                         )
             if classes is not None:
                 first = first or (name, classes)

@@ -1,4 +1,4 @@
-"""Data sets and their transforms."""
+"""Datasets and their transforms."""
 
 from .camvid import CamVidDataset
 from .faults import SkipFaultyDataset, check_loading

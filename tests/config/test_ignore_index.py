@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
-from mmseg_coop.apis import set_data_faults
 from mmseg_coop.config import load_config
 from mmseg_coop.config.ignore_index import settle_ignore_index
+from mmseg_coop.datasets import check_loading
 from mmseg_coop.errors import ConfigError
 
 
@@ -95,7 +95,7 @@ def test_nothing_is_changed_where_nothing_is_given(cfg):
 def test_pixels_of_the_given_label_are_ignored_from_the_file_to_the_loss(cfg):
     cfg.model.decode_head.ignore_index = 254
     settle_ignore_index(cfg)
-    set_data_faults(cfg, ('train', 'val'), 'stop')
+    check_loading(cfg.train_dataloader.dataset)
     sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
     assert sample['data_samples'].gt_sem_seg.data.unique().tolist() == [254]
     model = MODELS.build(cfg.model).train()

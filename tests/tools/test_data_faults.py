@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ TRAIN, VAL = 4, 3
 
 @pytest.fixture(scope='module')
 def good(tmp_path_factory):
-    """A data set without faults, and with names that are not ASCII."""
+    """A dataset without faults, and with names that are not ASCII."""
     root = tmp_path_factory.mktemp('dätä数据')
     random = np.random.default_rng(0)
     for split, count in dict(train=TRAIN, val=VAL).items():
@@ -31,15 +30,13 @@ def good(tmp_path_factory):
         for index in range(count):
             image = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
             label = np.repeat(random.integers(0, 11, (8, 8), dtype=np.uint8), 8, 0).repeat(8, 1)
-            for folder, picture, ending in (('img_dir', image, 'jpg'), ('ann_dir', label, 'png')):
-                cv2.imwrite(str(root / folder / split / f'é{index}.{ending}'), picture)
+            cv2.imwrite(str(root / f'img_dir/{split}/é{index}.jpg'), image)
+            cv2.imwrite(str(root / f'ann_dir/{split}/é{index}.png'), label)
     return root
 
 
-@pytest.fixture
-def bad(good, tmp_path):
-    """A copy in which a training image is empty, and a validation image cut off."""
-    root = tmp_path / 'bäd'
+def copy_bad(good, root):
+    """Copy it; a training image is empty, and a validation image cut off."""
     shutil.copytree(good, root)
     (root / 'img_dir/train/é1.jpg').write_bytes(b'')
     cut = root / 'img_dir/val/é1.jpg'
@@ -47,7 +44,13 @@ def bad(good, tmp_path):
     return root
 
 
-def command(tool, root, *arguments, workers, config=CONFIG):
+@pytest.fixture
+def bad(good, tmp_path):
+    return copy_bad(good, tmp_path / 'bäd')
+
+
+def words(root, *arguments, workers=2, work_dir, config=CONFIG):
+    """The command line of a tool for a tiny run."""
     splits = ('train', 'val', 'test')
     data = [
         *(f'{split}_dataloader.dataset.data_root={root}' for split in splits),
@@ -72,53 +75,32 @@ def command(tool, root, *arguments, workers, config=CONFIG):
         'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=4',
     ]
-    words = [ROOT / 'tools' / tool, config, *arguments, '--cfg-options', *options]
-    return [str(word) for word in words]
-
-
-def run(*args, folder):
-    """Run a tool in its own process, in the plain locale."""
-    return subprocess.run(
-        [sys.executable, *command(*args, '--work-dir', folder, workers=2)],
-        cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'LC_ALL': 'C', 'OMP_NUM_THREADS': '1'},
-        encoding='utf-8',
-        capture_output=True,
-        check=False,
-    )
+    return [config, *arguments, '--work-dir', work_dir, '--cfg-options', *options]
 
 
 @pytest.fixture(scope='module')
-def trained(good, tmp_path_factory):
-    """A training that goes on without a faulty file; its folder, its data and what it printed."""
-    root = tmp_path_factory.mktemp('skip') / 'bäd'
-    shutil.copytree(good, root)
-    (root / 'img_dir/train/é1.jpg').write_bytes(b'')
-    (root / 'ann_dir/val/é1.png').write_bytes(b'')
+def trained(good, tool, tmp_path_factory):
+    """A training that goes on without faulty files; its folder, its data and what it printed."""
+    root = copy_bad(good, tmp_path_factory.mktemp('skip') / 'bäd')
     folder = tmp_path_factory.mktemp('train')
-    done = run('train.py', root, '--data-faults', 'skip', folder=folder)
+    done = tool('tools/train.py', *words(root, '--data-faults', 'skip', work_dir=folder))
     assert done.returncode == 0, done.stderr
     return folder, root, done.stdout
 
 
 @pytest.fixture
-def test_tool(tmp_path, trained, monkeypatch, capfd):
-    """Run tools/test.py in this process; returns its metrics, or the message it ends with."""
+def evaluate(tool, tmp_path, trained):
+    """Run tools/test.py; returns its metrics and what it printed, or the message it ends with."""
 
-    def test(root, *arguments, workers=0, **options):
+    def evaluate(root, *arguments, **options):
         folder = tmp_path / f'test{len(list(tmp_path.iterdir()))}'
-        words = command(
-            'test.py', root, trained[0] / 'iter_4.pth', *arguments, '--work-dir', folder,
-            workers=workers, **options,
-        )  # fmt: skip
-        monkeypatch.setattr(sys, 'argv', words)
-        try:
-            runpy.run_path(words[0], run_name='__main__')
-        except SystemExit as end:
-            return end.code
-        return json.loads(next(folder.glob('*/*.json')).read_text()), capfd.readouterr().out
+        arguments = words(root, trained[0] / 'iter_4.pth', *arguments, work_dir=folder, **options)
+        done = tool('tools/test.py', *arguments)
+        if done.returncode:
+            return done.stderr.splitlines()[-1]
+        return json.loads(next(folder.glob('*/*.json')).read_text()), done.stdout
 
-    return test
+    return evaluate
 
 
 def test_skipping_in_training_and_validation(trained):
@@ -131,7 +113,14 @@ def test_skipping_in_training_and_validation(trained):
 
 
 def test_stopping_ends_with_the_file(bad, tmp_path):
-    done = run('train.py', bad, folder=tmp_path)
+    """In a process of its own, in the plain locale."""
+    done = subprocess.run(
+        map(str, [sys.executable, ROOT / 'tools/train.py', *words(bad, work_dir=tmp_path / 'run')]),
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'LC_ALL': 'C', 'OMP_NUM_THREADS': '1'},
+        encoding='utf-8',
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
     last = done.stderr.splitlines()[-1]
@@ -141,51 +130,50 @@ def test_stopping_ends_with_the_file(bad, tmp_path):
     ))  # fmt: skip
 
 
-def test_too_many_faults_end_a_run_that_skips(bad, tmp_path):
+def test_too_many_faults_end_a_run_that_skips(bad, tool, tmp_path):
     for path in (bad / 'ann_dir/train').iterdir():
         cv2.imwrite(str(path), np.full((64, 64), 77, np.uint8))
-    done = run('train.py', bad, '--no-validate', '--data-faults', 'skip', folder=tmp_path)
+    arguments = ('--no-validate', '--data-faults', 'skip')
+    done = tool('tools/train.py', *words(bad, *arguments, work_dir=tmp_path / 'run'))
     assert done.returncode == 1
-    assert 'Traceback' not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith('error: 10 samples in a row cannot be used')
     assert 'holds 77 (4096 pixels)' in last
-    assert 'No file was skipped in training.' in done.stdout  # said although the run has failed
 
 
-def test_a_test_notices_what_its_stock_pipeline_would_not(good, bad, test_tool):
+def test_a_test_notices_what_its_stock_pipeline_would_not(good, bad, evaluate):
     """A truncated image, or a label outside the classes, would give another mIoU in silence."""
-    message = test_tool(bad, workers=1)
+    message = evaluate(bad, workers=1)
     assert message.startswith(f'error: image {bad}/img_dir/val/é1.jpg is truncated')
     shutil.copy(good / 'img_dir/val/é1.jpg', bad / 'img_dir/val/é1.jpg')
     cv2.imwrite(str(bad / 'ann_dir/val/é2.png'), np.full((64, 64), 40, np.uint8))
-    message = test_tool(bad)
+    message = evaluate(bad, workers=0)
     assert message.startswith(f'error: label {bad}/ann_dir/val/é2.png holds 40 (4096 pixels)')
 
 
 @pytest.mark.parametrize('tta', [(), ('--tta',)])
-def test_a_test_that_skips_equals_one_without_the_image(good, bad, test_tool, tmp_path, tta):
-    metrics, printed = test_tool(bad, '--data-faults', 'skip', *tta)
+def test_a_test_that_skips_equals_one_without_the_image(good, bad, evaluate, tmp_path, tta):
+    metrics, printed = evaluate(bad, '--data-faults', 'skip', *tta, workers=0)
     assert f'mIoU is over 2 of 3 images; left out: {bad}/img_dir/val/é1.jpg' in printed
     assert metrics['images_left_out'] == 1
     shutil.copytree(good, tmp_path / 'less')
     (tmp_path / 'less/img_dir/val/é1.jpg').unlink()
-    expected, printed = test_tool(tmp_path / 'less', *tta)
+    expected, printed = evaluate(tmp_path / 'less', *tta, workers=0)
     assert 'left out' not in printed
     for key, value in expected.items():
         if not key.endswith('time'):
             assert metrics[key] == pytest.approx(value), key
 
 
-def test_names_outside_ascii_reach_label_maps_and_pictures(good, test_tool, tmp_path):
-    test_tool(good, '--out', tmp_path / 'läbels', '--show-dir', tmp_path / 'pictürés')
+def test_names_outside_ascii_reach_label_maps_and_figures(good, evaluate, tmp_path):
+    evaluate(good, '--out', tmp_path / 'läbels', '--show-dir', tmp_path / 'figürés', workers=0)
     names = [f'é{index}' for index in range(VAL)]
     assert sorted(path.stem for path in (tmp_path / 'läbels').iterdir()) == names
-    pictures = [path.name for path in (tmp_path / 'pictürés').rglob('*.png')]
-    assert all(any(f'{name}.jpg' in picture for picture in pictures) for name in names)
+    figures = [path.name for path in (tmp_path / 'figürés').rglob('*.png')]
+    assert all(any(f'{name}.jpg' in figure for figure in figures) for name in names)
 
 
-def test_a_config_that_skips_by_itself(bad, test_tool):
+def test_a_config_that_skips_by_itself(bad, evaluate):
     """The wrapper and the hook by name, without the option."""
     config = bad.parent / 'config.py'
     config.write_text(
@@ -208,6 +196,6 @@ custom_hooks = [dict(type='SkippedFilesHook')]
 """,
         encoding='utf-8',
     )
-    metrics, printed = test_tool(None, config=config)
+    metrics, printed = evaluate(None, config=config, workers=0)
     assert metrics['images_left_out'] == 1
     assert f'mIoU is over 2 of 3 images; left out: {bad}/img_dir/val/é1.jpg' in printed

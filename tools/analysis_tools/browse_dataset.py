@@ -23,7 +23,6 @@ from mmseg.structures import SegDataSample
 
 from mmseg_coop.apis import check_data
 from mmseg_coop.config import load_config
-from mmseg_coop.datasets import check_loading
 from mmseg_coop.visualization import CoopLocalVisualizer
 from mmseg_coop_cli import short_errors
 
@@ -104,7 +103,7 @@ def main() -> None:
             raise ValueError(f'{args.config} has no {args.split}_dataloader.')
         check_data(cfg, splits=(args.split,))
         init_default_scope(cfg.get('default_scope', 'mmseg'))
-        dataset = DATASETS.build(check_loading(loader['dataset']))
+        dataset = DATASETS.build(loader['dataset'])
         if args.start >= len(dataset):
             raise ValueError(
                 f'--start {args.start}: the {args.split} split has {len(dataset)} images, 0 to '

@@ -31,7 +31,7 @@ from mmseg_coop.apis import check_data
 from mmseg_coop.config import load_config
 from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
 from mmseg_coop.datasets.faults.folders import dead_links
-from mmseg_coop.datasets.faults.walk import iter_datasets
+from mmseg_coop.datasets.faults.walk import build_unread, iter_datasets
 from mmseg_coop.datasets.transforms.loading import exif_orientation
 from mmseg_coop.errors import printable
 from mmseg_coop_cli import short_errors
@@ -186,7 +186,7 @@ def check_leaf(cfg: Any, split: str, workers: int) -> Findings:
     # No listing has dead links among its images, but a training stops at them.
     known = {problem.file for problem in problems}
     problems += [
-        Problem(split, printable(link), 'is a link that leads nowhere; mend or remove it')
+        Problem(split, printable(link), 'is a link that leads nowhere; fix or remove it')
         for links in dead_links(dataset).values()
         for link in links
         if link not in known
@@ -231,7 +231,7 @@ def outside_problems(
     elif min(values, default=0) == 254 and reduce_zero_label:
         hint = 'reduce_zero_label=True takes 1 from every id: 255 means ignored, 254 is no class'
     else:
-        hint = 'convert original ids to class ids, or mend the classes'
+        hint = 'convert original ids to class ids, or correct the classes'
     for file, outside in found.outside:
         text = ', '.join(f'{value} ({count} pixels)' for value, count in outside.items())
         yield Problem(split, file, f'holds {text}; allowed are 0 to {classes - 1}; {hint}')
@@ -301,7 +301,7 @@ def check_absent(train: Findings, classes: list[str]) -> Iterator[Problem]:
 def datasets(cfg: Any) -> Iterator[Any]:
     """Datasets inside a config's wrappers, without their pipelines and lists of files."""
     for leaf in iter_datasets(cfg):
-        yield DATASETS.build({**leaf, 'lazy_init': True, 'pipeline': []})
+        yield build_unread(leaf)
 
 
 def check_leaks(found: dict[str, set[str]]) -> Iterator[str]:

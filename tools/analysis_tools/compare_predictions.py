@@ -24,7 +24,7 @@ from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
-from mmseg_coop.apis import check_data, set_data_faults
+from mmseg_coop.apis import check_data
 from mmseg_coop.apis.model import load_model
 from mmseg_coop.config import load_config
 from mmseg_coop.visualization.panels import fit_centre, grid, label_maps, legend, overlay
@@ -136,7 +136,6 @@ class Subject:
         check_data(cfg, splits=('test',))
         self.name = '_'.join(Path(config).stem.split('_')[:2])
         self.model: Any = load_model(cfg, checkpoint, device=device)
-        set_data_faults(cfg, ('test',), 'stop')
         self.dataset = DATASETS.build(cfg.test_dataloader.dataset)
         self.frames = {
             Path(self.dataset.get_data_info(index)['img_path']).stem: index

@@ -12,22 +12,22 @@ from ...errors import DataError
 
 
 def dead_links(dataset: BaseDataset) -> dict[str, list[str]]:
-    """Go through the folders of a data set as mmengine lists them, following links.
+    """Go through the folders of a dataset as mmengine lists them, following links.
 
-    A folder that cannot be read hides images; a link to a folder above it makes the listing come
-    round until the system ends it, with every image up to 40 times; a link that leads nowhere is
-    left out. With a list of files (``ann_file``) folders are not listed, nor looked at here, and
-    neither are those that are not on the local disk.
+    A folder that cannot be read hides images; in a symlink loop the listing goes round until the
+    system ends it, with every image up to 40 times; a link that leads nowhere is left out. With a
+    list of files (``ann_file``) folders are not listed, nor looked at here, and neither are those
+    that are not on the local disk.
 
     Args:
-        dataset: The data set, which need not be initialised.
+        dataset: The dataset, which need not be initialised.
 
     Returns:
         Links that lead nowhere and are named as an image (under ``'img_path'``) or as a label
         (``'seg_map_path'``).
 
     Raises:
-        DataError: If a folder cannot be read, a link leads in a circle, or one leads nowhere that
+        DataError: A folder cannot be read, there is a symlink loop, or a link leads nowhere that
             may stand for a folder. How many images these cost cannot be said.
     """
     if dataset.ann_file and not osp.isdir(dataset.ann_file):
@@ -47,8 +47,8 @@ def _walk(folder: str, suffix: str, above: tuple[tuple[int, int], ...] = ()) -> 
     key = here.st_dev, here.st_ino
     if key in above:
         raise DataError(
-            f'folder {folder} is a link that leads back to a folder above it, so that its files '
-            'would be listed again and again; remove the link',
+            f'folder {folder} is a symlink loop: it leads back to a folder above it, so that its '
+            'files would be listed again and again; remove the link',
             path=folder,
         )
     try:
@@ -61,28 +61,24 @@ def _walk(folder: str, suffix: str, above: tuple[tuple[int, int], ...] = ()) -> 
         ) from error
     dead = []
     for entry in entries:
-        fault = _fault_of_link(entry) if entry.is_symlink() else None
+        fault = None
+        if entry.is_symlink():
+            try:
+                entry.stat()
+            except OSError as error:
+                fault = error
+        missing = isinstance(fault, FileNotFoundError)
         if fault is None:
             if entry.is_dir():
                 dead += _walk(entry.path, suffix, (*above, key))
-        elif isinstance(fault, FileNotFoundError) and entry.name.endswith(suffix):
+        elif missing and entry.name.endswith(suffix):
             dead.append(entry.path)
         # Hidden files are not listed, nor are those that end otherwise.
-        elif not entry.name.startswith('.') and not (
-            isinstance(fault, FileNotFoundError) and Path(entry.name).suffix
-        ):
+        elif not entry.name.startswith('.') and not (missing and Path(entry.name).suffix):
             raise DataError(
                 f'link {entry.path} cannot be followed to {os.readlink(entry.path)} '
-                f'({type(fault).__name__}: {fault.strerror}), whatever files are there; mend or '
+                f'({type(fault).__name__}: {fault.strerror}), whatever files are there; fix or '
                 'remove it',
                 path=entry.path,
             )
     return dead
-
-
-def _fault_of_link(entry: os.DirEntry[str]) -> OSError | None:
-    try:
-        entry.stat()
-    except OSError as error:
-        return error
-    return None

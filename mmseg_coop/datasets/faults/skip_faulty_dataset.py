@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object, get_dist_info
 from mmengine.logging import print_log
 from mmseg.registry import DATASETS
 from torch.utils.data import get_worker_info
 
-from ...errors import DataError, printable
+from ...errors import DataError, first_few, printable
 from .checked_loading import check_loading
 from .folders import dead_links
+from .walk import build_unread, iter_datasets
 
 #: Meta information of a sample that stands for others: their files, and what is wrong with them.
 SKIPPED_KEY = 'skipped_files'
@@ -27,19 +27,19 @@ SKIPPED_KEY = 'skipped_files'
 
 @DATASETS.register_module()
 class SkipFaultyDataset:
-    """Leaves out the files of a data set that cannot be used.
+    """Leaves out the files of a dataset that cannot be used.
 
-    These are the files for which loading raises a :class:`DataError`. For that, stock transforms
-    that load images and labels are replaced by :class:`LoadSegImage` and
-    :class:`LoadSegAnnotations`. Use it together with :class:`SkippedFilesHook`, which counts what
-    is left out; ``--data-faults skip`` of ``tools/train.py`` and ``tools/test.py`` adds both.
+    These are the files for which loading raises a :class:`DataError`; for that, it makes stock
+    transforms those that check (:func:`check_loading`). Use it together with
+    :class:`SkippedFilesHook`, which counts what is left out; ``--data-faults skip`` of
+    ``tools/train.py`` and ``tools/test.py`` adds both.
 
     In training, a sample drawn at random takes the place of a faulty one. In evaluation that would
     change the result: there all samples are loaded once before, the faulty ones are removed and the
     log names them. Several processes share that work.
 
     Args:
-        dataset: The data set or a wrapper of it, or the config of either. Its samples have to be
+        dataset: The dataset or a wrapper of it, or the config of either. Its samples have to be
             packed (``PackSegInputs``), so this is the outermost wrapper.
         test_mode: Whether it is evaluated on.
         max_in_a_row: So many faulty samples one after the other end the training: not single files
@@ -67,19 +67,16 @@ class SkipFaultyDataset:
     """
 
     def __init__(
-        self,
-        *,
-        dataset: Any,
-        test_mode: bool,
-        max_in_a_row: int = 10,
-        lazy_init: bool = False,
+        self, *, dataset: Any, test_mode: bool, max_in_a_row: int = 10, lazy_init: bool = False
     ) -> None:
         if max_in_a_row < 1:
             raise ValueError(f'max_in_a_row is {max_in_a_row}; give 1 or more')
         #: Files that are left out for good, and what is wrong with them.
         self.left_out = _dead_images(dataset)
         if isinstance(dataset, dict):
-            dataset = DATASETS.build(check_loading(dataset))
+            dataset = copy.deepcopy(dataset)
+            check_loading(dataset)
+            dataset = DATASETS.build(dataset)
         self.dataset = dataset
         self.test_mode = test_mode
         self.max_in_a_row = max_in_a_row
@@ -90,15 +87,11 @@ class SkipFaultyDataset:
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """Meta information of the data set."""
+        """Meta information of the dataset."""
         return copy.deepcopy(self.dataset.metainfo)
 
     def full_init(self) -> None:
-        """Initialise the data set, and find what has to be left out.
-
-        Raises:
-            DataError: If nothing is left to evaluate on.
-        """
+        """Initialise the dataset, and find what has to be left out; a DataError if that is all."""
         if self._fully_initialized:
             return
         self.dataset.full_init()
@@ -117,14 +110,11 @@ class SkipFaultyDataset:
                 level=logging.WARNING,
             )
         if not self._indices:
-            raise DataError(f'no image can be used: {_shorten(list(self.left_out.values()))}')
+            texts = first_few(self.left_out.values(), separator='; ')
+            raise DataError(f'no image can be used: {texts}')
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """What the data set says about a sample.
-
-        Args:
-            idx: Its index.
-        """
+        """What the dataset says about the sample of an index."""
         self.full_init()
         return self.dataset.get_data_info(self._indices[idx])
 
@@ -135,15 +125,8 @@ class SkipFaultyDataset:
     def __getitem__(self, idx: int) -> Any:
         """Load a sample, in training another one if its files are faulty.
 
-        Args:
-            idx: Its index.
-
-        Returns:
-            The sample. If it stands for others, its meta information has their files and faults
-            under ``skipped_files``.
-
-        Raises:
-            DataError: If the sample is faulty and may not be replaced, or too many have been.
+        The meta information of a sample that stands for others has their files and faults under
+        ``skipped_files``.
         """
         self.full_init()
         idx = self._indices[idx]
@@ -157,13 +140,12 @@ class SkipFaultyDataset:
                 faults.append((fault.path, str(fault)))
                 # numpy's generator is what mmcv draws from, and what a seeded loader has seeded.
                 idx = int(np.random.randint(len(self.dataset)))  # noqa: NPY002
-                continue
-            if faults:
-                _note(sample, faults)
-            return sample
+            else:
+                return _note(sample, faults) if faults else sample
+        texts = first_few(dict(faults).values(), separator='; ')
         raise DataError(
             f'{len(faults)} samples in a row cannot be used, which is not a matter of single '
-            f'files: {_shorten([text for _, text in dict(faults).items()])}'
+            f'files: {texts}'
         )
 
     def _try_all(self, count: int) -> dict[int, tuple[str, str]]:
@@ -184,7 +166,7 @@ class SkipFaultyDataset:
         return dict(sorted(found.items()))
 
 
-def _note(sample: Any, faults: list[tuple[str, str]]) -> None:
+def _note(sample: Any, faults: list[tuple[str, str]]) -> Any:
     """Write down in a sample which faults it stands for."""
     if not isinstance(sample, dict) or 'data_samples' not in sample:
         raise ValueError(
@@ -192,27 +174,16 @@ def _note(sample: Any, faults: list[tuple[str, str]]) -> None:
             'what was skipped; put it outside of all other wrappers'
         )
     sample['data_samples'].set_metainfo({SKIPPED_KEY: faults})
+    return sample
 
 
 def _dead_images(dataset: Any) -> dict[str, str]:
     """Images that are links to nowhere, which a listing of the folder leaves out in silence."""
-    links = [
-        printable(link)
-        for leaf in _leaves(dataset)
-        for link in dead_links(leaf).get('img_path', ())
-    ]
-    return {link: f'image {link} is a link that leads nowhere; mend or remove it' for link in links}
-
-
-def _leaves(dataset: Any) -> Iterator[BaseDataset]:
-    """Data sets inside wrappers; those of configs are built without reading any file."""
-    config = isinstance(dataset, dict)
-    get = dataset.get if config else lambda key: getattr(dataset, key, None)
-    inside = get('datasets') or [part for part in [get('dataset')] if part is not None]
-    for part in inside:
-        yield from _leaves(part)
-    if not inside:
-        yield DATASETS.build({**dataset, 'lazy_init': True, 'pipeline': []}) if config else dataset
+    links: list[str] = []
+    for leaf in iter_datasets(dataset):
+        leaf = build_unread(leaf) if isinstance(leaf, dict) else leaf
+        links += map(printable, dead_links(leaf).get('img_path', ()))
+    return {link: f'image {link} is a link that leads nowhere; fix or remove it' for link in links}
 
 
 @contextmanager
@@ -223,8 +194,3 @@ def _own_random_numbers() -> Iterator[None]:
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
-
-
-def _shorten(texts: list[str]) -> str:
-    more = f'; and {len(texts) - 3} more' if len(texts) > 3 else ''
-    return '; '.join(texts[:3]) + more

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import os.path as osp
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -22,12 +24,11 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
-from ...errors import DataError
+from ...errors import DataError, first_few
 
 _JPEG_START, _JPEG_END, _JPEG_SCAN = b'\xff\xd8', b'\xff\xd9', b'\xff\xda'
 _PNG_START, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND'
-_TRUNCATED = 'is truncated: its {} bytes end before the picture does'
-_PNG_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', _PNG_END)  # those that the picture is made of
+_PNG_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', _PNG_END)  # those that the image is made of
 _TIFF_STARTS = (b'II*\0', b'MM\0*')
 _ORIENTATION = 0x0112  # EXIF tag; 1, or none, means as stored
 #: How to decode without turning the image as its EXIF tag says.
@@ -37,10 +38,28 @@ _AS_STORED = {
 }
 
 
-def _png_fault(content: bytes) -> str:
-    """What is wrong with a PNG file; '' if nothing is. Pillow does not look at every checksum."""
+class _Fault(Exception):
+    """What is wrong with a file; :func:`_naming` says which."""
+
+
+@contextmanager
+def _naming(kind: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except _Fault as fault:
+        raise DataError(f'{kind} {path} {fault}', path=path) from fault.__cause__
+
+
+def _truncated(content: bytes) -> _Fault:
+    return _Fault(
+        f'is truncated: its {len(content)} bytes end before the image does; restore the file'
+    )
+
+
+def _check_png(content: bytes) -> None:
+    """Checks that a PNG file is whole; Pillow does not look at every checksum."""
     if not content.startswith(_PNG_START):
-        return ''
+        return
     position = len(_PNG_START)
     while position + 12 <= len(content):  # a chunk is its length, its name, its data, its checksum
         end = position + 12 + int.from_bytes(content[position : position + 4], 'big')
@@ -49,20 +68,20 @@ def _png_fault(content: bytes) -> str:
         if end > len(content):
             break
         if name in _PNG_CHUNKS and zlib.crc32(content[position + 4 : end - 4]) != checksum:
-            return f'is damaged: the checksum of the bytes from {position} to {end} is wrong'
+            raise _Fault(
+                f'is damaged: the checksum of the bytes from {position} to {end} is wrong; restore '
+                'the file'
+            )
         if name == _PNG_END:
-            return ''
+            return
         position = end
-    return _TRUNCATED.format(len(content))
+    raise _truncated(content)
 
 
-def _jpeg_fault(content: bytes) -> str:
-    """What is wrong with a JPEG file; '' if it ends as it should.
-
-    It has no checksums, and of damage in the middle libjpeg only warns, on stderr.
-    """
+def _check_jpeg(content: bytes) -> None:
+    """Checks that a JPEG file ends as it should: it has no checksums."""
     if not content.startswith(_JPEG_START) or content.endswith(_JPEG_END):
-        return ''
+        return
     # Other bytes may follow the end marker, and an embedded thumbnail has an end marker too: walk
     # over the header's segments, each a marker and a length, and search behind it.
     position = 2
@@ -71,83 +90,54 @@ def _jpeg_fault(content: bytes) -> str:
         and content[position : position + 2] != _JPEG_SCAN
     ):
         position += 2 + int.from_bytes(content[position + 2 : position + 4], 'big')
-    return _TRUNCATED.format(len(content)) if content.find(_JPEG_END, position) == -1 else ''
+    if content.find(_JPEG_END, position) == -1:
+        raise _truncated(content)
 
 
-def _read(kind: str, path: str, backend_args: dict[str, Any] | None) -> bytes:
-    """Reads a file and checks that it is whole, as far as its format tells.
-
-    Args:
-        kind: 'image' or 'label', for the messages.
-        path: Path of the file, or its address where a file backend takes one.
-        backend_args: Arguments of the file backend.
-
-    Returns:
-        What the file holds.
-
-    Raises:
-        DataError: If the file is missing, unreadable, empty, truncated or damaged.
-    """
+def _read(path: str, backend_args: dict[str, Any] | None) -> bytes:
+    """Reads a file, and checks that it is whole, as far as its format tells."""
     if osp.exists(path) and not osp.isfile(path):  # reading a pipe would wait forever
-        raise DataError(f'{kind} {path} is not a file; put the file there', path=path)
+        raise _Fault('is not a file; put the file there')
     try:
         content = fileio.get(path, backend_args=backend_args)
     except MemoryError:  # no fault of the file
         raise
     except Exception as error:
-        raise DataError(
-            f'{kind} {path} cannot be read ({type(error).__name__}: {error}); check data_root, '
-            'data_prefix, ann_file and the suffixes of the dataset',
-            path=path,
+        raise _Fault(
+            f'cannot be read ({type(error).__name__}: {error}); check data_root, data_prefix, '
+            'ann_file and the suffixes of the dataset'
         ) from error
     if not content:
-        raise DataError(f'{kind} {path} is empty (0 bytes); restore the file', path=path)
-    fault = _png_fault(content) or _jpeg_fault(content)
-    if fault:
-        raise DataError(f'{kind} {path} {fault}; restore the file', path=path)
+        raise _Fault('is empty (0 bytes); restore the file')
+    _check_png(content)
+    _check_jpeg(content)
     return content
 
 
-def _decode(kind: str, path: str, content: bytes, flag: str, backend: str) -> np.ndarray:
-    """Decodes a picture.
-
-    Args:
-        kind: 'image' or 'label', for the messages.
-        path: Where it comes from, for the messages.
-        content: What the file holds.
-        flag: How to decode, see :func:`mmcv.imfrombytes`.
-        backend: What decodes, see :func:`mmcv.imfrombytes`.
-
-    Returns:
-        The picture, of shape (H, W) or (H, W, C).
-
-    Raises:
-        DataError: If it is not a picture, or one the backend cannot decode.
-    """
+def _decode(content: bytes, flag: str, backend: str) -> np.ndarray:
+    """Decodes an image to (H, W) or (H, W, C)."""
     if content.startswith(_TIFF_STARTS) and backend in ('cv2', 'pillow'):
         orientation = exif_orientation(io.BytesIO(content))
         if orientation != 1:  # whatever the flag says, these turn it
-            raise DataError(
-                f'{kind} {path} is a TIFF file whose orientation tag is {orientation}, by which '
-                f'{backend} turns it; save it as its pixels lie, without the tag',
-                path=path,
+            raise _Fault(
+                f'is a TIFF file whose orientation tag is {orientation}, by which {backend} turns '
+                'it; save it as its pixels lie, without the tag'
             )
-    picture, reason, cause = None, '', None
+    image, reason, cause = None, '', None
     try:
-        picture = mmcv.imfrombytes(content, flag=flag, backend=backend)
+        image = mmcv.imfrombytes(content, flag=flag, backend=backend)
     except MemoryError:  # no fault of the file
         raise
     except Exception as error:
         # Pillow's own text is about the buffer it reads from.
         text = '' if isinstance(error, UnidentifiedImageError) else f': {error}'
         reason, cause = f' ({type(error).__name__}{text})', error
-    if picture is None:  # what OpenCV returns instead of raising an error
-        raise DataError(
-            f'{kind} {path} cannot be decoded by {backend}{reason}; restore the file, or choose '
-            'another imdecode_backend if its format needs one',
-            path=path,
+    if image is None:  # what OpenCV returns instead of raising an error
+        raise _Fault(
+            f'cannot be decoded by {backend}{reason}; restore the file, or choose another '
+            'imdecode_backend if its format needs one'
         ) from cause
-    return picture
+    return image
 
 
 def exif_orientation(file: str | io.BytesIO) -> int:
@@ -206,12 +196,12 @@ class LoadSegImage(LoadImageFromFile):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Adds ``img`` of shape (H, W, C), ``img_shape`` and ``ori_shape`` to the results."""
-        path = results['img_path']
-        content = _read('image', path, self.backend_args)
         flag = self.color_type
         if self.imdecode_backend != 'turbojpeg':  # which never turns, and does not know these flags
             flag = _AS_STORED.get(flag, flag)
-        image = _decode('image', path, content, flag, self.imdecode_backend)
+        with _naming('image', results['img_path']):
+            content = _read(results['img_path'], self.backend_args)
+            image = _decode(content, flag, self.imdecode_backend)
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image
@@ -241,13 +231,13 @@ class LoadSegAnnotations(LoadAnnotations):
         ValueError: If an argument is out of range; at loading, if the settings of the dataset do
             not fit.
         DataError: At loading, if the file is missing, unreadable, empty, truncated, damaged or not
-            a picture, if it is not a map of whole numbers 0 to 255 with one channel, if decoding
+            an image, if it is not a map of whole numbers 0 to 255 with one channel, if decoding
             would change its ids, if its size is not the image's, or if it holds labels outside the
             classes.
 
     Example:
         >>> import tempfile, pathlib, numpy as np
-        >>> from PIL import Image, UnidentifiedImageError
+        >>> from PIL import Image
         >>> from mmseg_coop.datasets import LoadSegAnnotations
         >>> path = pathlib.Path(tempfile.mkdtemp()) / 'label.png'
         >>> Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(path)
@@ -284,31 +274,31 @@ class LoadSegAnnotations(LoadAnnotations):
 
     def _load_seg_map(self, results: dict[str, Any]) -> None:
         """Adds ``gt_seg_map`` of shape (H, W), uint8, to the results."""
-        path = results['seg_map_path']
-        content = _read('label', path, self.backend_args)
-        self._check_encoding(content, path)
-        label = _decode('label', path, content, 'unchanged', self.imdecode_backend)
-        label = self._as_label_map(label, path)
-        self._check_size(label, results)
-        label = self._relabel(label, results)
-        self._check_values(label, path)
+        with _naming('label', results['seg_map_path']):
+            content = _read(results['seg_map_path'], self.backend_args)
+            self._check_encoding(content)
+            label = _decode(content, 'unchanged', self.imdecode_backend)
+            label = self._as_label_map(label)
+            self._check_size(label, results)
+            label = self._relabel(label, results)
+            self._check_values(label)
         results['gt_seg_map'] = label
         results['seg_fields'].append('gt_seg_map')
 
-    def _check_encoding(self, content: bytes, path: str) -> None:
+    def _check_encoding(self, content: bytes) -> None:
         """Checks that decoding leaves the ids of a label as they are."""
         try:
-            with Image.open(io.BytesIO(content)) as picture:
-                kind, mode, tiles = picture.format, picture.mode, picture.tile
+            with Image.open(io.BytesIO(content)) as file:
+                kind, mode, tiles = file.format, file.mode, file.tile
         except (OSError, Image.DecompressionBombError):
-            return  # whether it is a picture is for the backend to say
+            return  # whether it is an image is for the backend to say
         codec, found = (tiles[0][0], tiles[0][3]) if tiles else ('', '')
         arguments = found if isinstance(found, tuple) else (found,)
         if kind in ('JPEG', 'MPO'):
             fault = 'is a JPEG file, whose compression changes ids; make it again as PNG'
         elif self.imdecode_backend == 'cv2' and mode in ('1', 'P'):
             fault = (
-                f'is a {"1-bit" if mode == "1" else "palette"} picture, which OpenCV turns into '
+                f'is a {"1-bit" if mode == "1" else "palette"} image, which OpenCV turns into '
                 "colours; use imdecode_backend='pillow' to read its ids"
             )
         elif (mode == 'L' and arguments[:1] in (('L;2',), ('L;4',))) or (
@@ -320,30 +310,24 @@ class LoadSegAnnotations(LoadAnnotations):
             )
         else:
             return
-        raise DataError(f'label {path} {fault}', path=path)
+        raise _Fault(fault)
 
-    def _as_label_map(self, label: np.ndarray, path: str) -> np.ndarray:
-        """Checks that a decoded picture is a label map and returns it as uint8, shape (H, W)."""
+    def _as_label_map(self, label: np.ndarray) -> np.ndarray:
+        """Checks that a decoded image is a label map and returns it as uint8, shape (H, W)."""
         if label.ndim == 3 and label.shape[2] == 1:
             label = label[..., 0]
         if label.ndim != 2:
-            raise DataError(
-                f'label {path} has shape {label.shape}, not (H, W); if its classes are colours, '
-                'convert it to class ids',
-                path=path,
+            raise _Fault(
+                f'has shape {label.shape}, not (H, W); if its classes are colours, convert it to '
+                'class ids'
             )
         if label.dtype != np.uint8:
             if label.dtype.kind not in 'biu':
-                raise DataError(
-                    f'label {path} holds {label.dtype}, not whole numbers; convert it to class ids',
-                    path=path,
-                )
+                raise _Fault(f'holds {label.dtype}, not whole numbers; convert it to class ids')
             if label.min() < 0 or label.max() > 255:
-                raise DataError(
-                    f'label {path} holds values from {label.min()} to {label.max()} '
-                    f'({label.dtype}); allowed are 0 to 255; if these are instance ids, convert '
-                    'them to class ids',
-                    path=path,
+                raise _Fault(
+                    f'holds values from {label.min()} to {label.max()} ({label.dtype}); allowed '
+                    'are 0 to 255; if these are instance ids, convert them to class ids'
                 )
         return label.astype(np.uint8, copy=False)
 
@@ -353,9 +337,8 @@ class LoadSegAnnotations(LoadAnnotations):
         if shape is None or tuple(shape) == label.shape:
             return
         message = (
-            f'label {results["seg_map_path"]} is {label.shape[0]}x{label.shape[1]}, but image '
-            f'{results.get("img_path")} is {shape[0]}x{shape[1]} (height x width); pair files of '
-            'the same size'
+            f'is {label.shape[0]}x{label.shape[1]}, but image {results.get("img_path")} is '
+            f'{shape[0]}x{shape[1]} (height x width); pair files of the same size'
         )
         if label.shape == tuple(shape)[::-1]:
             message += (
@@ -363,7 +346,7 @@ class LoadSegAnnotations(LoadAnnotations):
                 'says; if the label was drawn on the image as viewers turn it, save the image so '
                 '(PIL.ImageOps.exif_transpose)'
             )
-        raise DataError(message, path=results['seg_map_path'])
+        raise _Fault(message)
 
     def _relabel(self, label: np.ndarray, results: dict[str, Any]) -> np.ndarray:
         """Applies the dataset's ``reduce_zero_label``, then its ``label_map``, in one look-up."""
@@ -401,7 +384,7 @@ class LoadSegAnnotations(LoadAnnotations):
                 f'{highest} and {self.ignore_index} (ignored)'
             )
 
-    def _check_values(self, label: np.ndarray, path: str) -> None:
+    def _check_values(self, label: np.ndarray) -> None:
         """Checks that every label is a class or ignored."""
         if self.num_classes is None:
             return
@@ -414,13 +397,11 @@ class LoadSegAnnotations(LoadAnnotations):
             return
         values, counts = np.unique(label[outside], return_counts=True)
         found = [f'{v} ({n} pixels)' for v, n in zip(values.tolist(), counts.tolist(), strict=True)]
-        more = f' and {len(found) - 8} more' if len(found) > 8 else ''
-        raise DataError(
-            f'label {path} holds {", ".join(found[:8])}{more} (after reduce_zero_label and '
-            f'label_map); allowed are 0 to {self.num_classes - 1} and {self.ignore_index} '
-            '(ignored). If the ids start at 1, set reduce_zero_label=True in the dataset; if they '
-            'are the original ids of the data set, convert the labels first; else mend num_classes',
-            path=path,
+        raise _Fault(
+            f'holds {first_few(found, 8)} (after reduce_zero_label and label_map); allowed are 0 '
+            f'to {self.num_classes - 1} and {self.ignore_index} (ignored). If the ids start at 1, '
+            'set reduce_zero_label=True in the dataset; if they are the original ids of the '
+            'dataset, convert the labels first; else correct num_classes'
         )
 
     def __repr__(self) -> str:
