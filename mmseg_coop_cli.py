@@ -12,10 +12,11 @@ import argparse
 import ast
 import contextlib
 import importlib.util
-import runpy
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 #: What users call some tools; all are also called by their file's name.
@@ -36,9 +37,28 @@ def key_value(text: str) -> str:
     return text
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Type of an argument that is a whole number of at least ``least``."""
+
+    def read(text: str) -> int:
+        if not text.lstrip('-').isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'has to be at least {least}, not {text}')
+        return int(text)
+
+    return read
+
+
+def size(text: str) -> tuple[int, int]:
+    """Type of an argument that is a height and a width in pixels."""
+    height, _, width = text.partition('x')
+    if not all(side.isdecimal() and int(side) for side in (height, width)):
+        raise argparse.ArgumentTypeError(f'takes HEIGHTxWIDTH such as 513x513, not {text!r}')
+    return int(height), int(width)
+
+
 #: Arguments that several tools take, each named and explained once.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    'config': dict(help='config file'),
+    'config': dict(help='config file, or the name of one of the project'),
     'checkpoint': dict(help='checkpoint file'),
     '--cfg-options': dict(
         nargs='+',
@@ -55,6 +75,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     '--device': dict(help='cpu, cuda or cuda:N; default: cuda where there is one'),
     '--force': dict(action='store_true', help='overwrite files that exist'),
+    '--jobs': dict(
+        type=at_least(1), default=1, metavar='N', help='processes that share the work; default: 1'
+    ),
     '--launcher': dict(
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
@@ -65,6 +88,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     '--out': dict(help='file or folder to write'),
     '--outputs': dict(
         nargs='+', metavar='NAME', help='outputs such as top or ensemble; default: all'
+    ),
+    '--size': dict(
+        type=size, metavar='HxW', help='size of the image; default: that of the training'
     ),
     '--work-dir': dict(help='where the run writes; default: work_dirs/NAME_OF_CONFIG'),
 }
@@ -101,16 +127,22 @@ class Parser(argparse.ArgumentParser):
 def program(main: Callable[[], None]) -> None:
     """Run a tool as a program: what the user can put right is one line, and exit code 1.
 
-    That is :class:`CoopError` and what the operating system refuses. Anything else is a fault of
-    the program and keeps its traceback.
+    That is :class:`CoopError`, what the operating system refuses, and an interrupt, which may say
+    how to go on. Anything else is a fault of the program and keeps its traceback.
 
     Args:
         main: The tool.
     """
     try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit('interrupted')
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # fails here rather than when Python ends
+    except BrokenPipeError:  # nobody reads on, as in `mmseg-coop --help | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt as interrupt:
+        sys.exit(f'\n{interrupt}' if interrupt.args else 'interrupted')
     except (CoopError, OSError) as error:
         sys.exit(f'error: {error}')
 
@@ -124,39 +156,85 @@ def short_errors() -> Iterator[None]:
         sys.exit(f'error: {error.args[0] if isinstance(error, KeyError) else error}')
 
 
-def find_tools() -> dict[str, Path]:
-    """Find the installed tools by the names that users call them."""
+def find_mim() -> Path:
+    """Find the folder that holds the installed configs, demo and tools."""
     spec = importlib.util.find_spec('mmseg_coop')  # finds it without importing it
     root = Path(spec.origin if spec and spec.origin else __file__).parent / '.mim'
     if not root.is_dir():
-        sys.exit(f'error: {root} does not exist; install the project: pip install -e .')
-    files = [
-        file for glob in ('tools/*.py', 'tools/*/*.py', 'demo/*.py') for file in root.glob(glob)
-    ]
-    return {f.stem.replace('_', '-'): f for f in sorted(files) if f.stem[0] != '_'}
+        raise FileNotFoundError(f'{root} does not exist; install the project: pip install -e .')
+    return root
+
+
+def find_tools() -> dict[str, Path]:
+    """Find the installed tools by the names that users call them."""
+    globs = ('tools/*.py', 'tools/*/*.py', 'demo/*.py')
+    files = sorted(file for glob in globs for file in find_mim().glob(glob))
+    tools = {file.stem.replace('_', '-'): file for file in files if file.stem[0] != '_'}
+    return {**{short: tools[name] for short, name in SHORT_NAMES.items()}, **tools}
+
+
+def load_tool(file: Path) -> ModuleType:
+    """Import a tool, as a module that other processes can import as well.
+
+    Args:
+        file: The tool. Its folder is where Python looks first, as it does for a script's.
+
+    Returns:
+        The module.
+    """
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    return importlib.import_module(file.stem)
+
+
+def complete(command: str, word: str, before: str) -> list[str]:
+    """Complete a word for bash: names of tools and, behind them, of configs.
+
+    Args:
+        command: The program as it was called.
+        word: The word to complete.
+        before: The word before it.
+
+    Returns:
+        What the word may become.
+    """
+    names = [*find_tools()]
+    if before != command:
+        files = before in names or (word and before[:1] != '-')
+        names = [file.name for file in find_mim().glob('configs/[!_]*/*.py') if files]
+    return sorted(name for name in names if name.startswith(word))
+
+
+def run_tool(name: str, *words: str) -> None:
+    """Run the tool that the first word of the command line names.
+
+    Args:
+        name: Its name, ``--help`` or ``--complete``.
+        *words: The other words.
+    """
+    tools = find_tools()
+    if name == '--complete':
+        print(*complete(*words), sep='\n')
+    elif name in ('-h', '--help'):
+        print('usage: mmseg-coop TOOL …, where mmseg-coop TOOL --help says what it takes\n')
+        for tool, file in tools.items():
+            doc = ast.get_docstring(ast.parse(file.read_text('utf-8'))) or ''
+            print(f'  {tool:26}{doc.splitlines()[0]}')
+    elif name not in tools:
+        print(f'mmseg-coop: {name!r} is no tool; choose from {", ".join(tools)}', file=sys.stderr)
+        sys.exit(2)
+    else:
+        sys.argv[0] = f'mmseg-coop {name}'  # what usage calls it
+        load_tool(tools[name]).main(words)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the tool that the command line names.
+    """Run ``mmseg-coop``.
 
     Args:
         argv: The command line without the program. Defaults to the process's.
     """
-    tools = find_tools()
-    names = {**{short: tools[name] for short, name in SHORT_NAMES.items()}, **tools}
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ['--help']
-    if name in ('-h', '--help'):
-        print('usage: mmseg-coop TOOL …, where mmseg-coop TOOL --help says what it takes\n')
-        for tool, file in names.items():
-            doc = ast.get_docstring(ast.parse(file.read_text('utf-8'))) or ''
-            print(f'  {tool:22}{doc.splitlines()[0]}')
-    elif name not in names:
-        print(f'mmseg-coop: {name!r} is no tool; choose from {", ".join(names)}', file=sys.stderr)
-        sys.exit(2)
-    else:
-        sys.argv[0] = f'mmseg-coop {name}'  # what usage calls it
-        sys.path.insert(0, str(names[name].parent))  # where Python looks first for a script's own
-        program(lambda: runpy.run_path(str(names[name]))['main'](rest))
+    program(lambda: run_tool(*((sys.argv[1:] if argv is None else argv) or ['--help'])))
 
 
 if __name__ == '__main__':

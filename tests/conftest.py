@@ -1,24 +1,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import random
-import runpy
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.visualization import Visualizer
+from mmseg.registry import MODELS
 
+from mmseg_coop.config import forget_pretrained
 from mmseg_coop.visualization import CoopLocalVisualizer
-from mmseg_coop_cli import program
+from mmseg_coop_cli import load_tool, program
 
 ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 
 try:
     from hypothesis import settings
@@ -63,8 +67,8 @@ def tool():
         try:
             os.chdir(cwd or kept[0])
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                module = runpy.run_path(str(ROOT / path))
-                program(lambda: module['main']([str(word) for word in words]))
+                main = load_tool(ROOT / path).main
+                program(lambda: main([str(word) for word in words]))
         except SystemExit as exit:
             code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
             if isinstance(exit.code, str):
@@ -77,9 +81,77 @@ def tool():
             torch.set_rng_state(kept[3])
             torch.use_deterministic_algorithms(False)
             forget_runs()
+            init_default_scope('mmseg')  # as tests find it
         return subprocess.CompletedProcess([path, *words], code, out.getvalue(), err.getvalue())
 
     return call
+
+
+@pytest.fixture(scope='session')
+def mini_data(tool, tmp_path_factory):
+    """Draw a miniature dataset, each once a process; returns its folder, to be left as it is."""
+
+    @functools.cache
+    def draw(layout='camvid', *, train=8, val=3, size='64x64'):
+        out = tmp_path_factory.mktemp('mini') / layout
+        words = ('--layout', layout, '--train', train, '--val', val, '--size', size, '--out', out)
+        done = tool('tools/dataset_converters/make_mini_dataset.py', *words)
+        assert done.returncode == 0, done.stderr
+        return out
+
+    return draw
+
+
+@pytest.fixture(scope='session')
+def run_options():
+    """Options for a run of a few iterations in one process, as words behind ``--cfg-options``."""
+
+    def options(data_root, *more):
+        splits = ('train', 'val', 'test')
+        return [
+            '--cfg-options',
+            *(f'{split}_dataloader.dataset.data_root={data_root}' for split in splits),
+            *(f'{split}_dataloader.num_workers=0' for split in splits),
+            *(f'{split}_dataloader.persistent_workers=False' for split in splits),
+            'train_dataloader.batch_size=2',
+            'train_cfg.max_iters=4',
+            'train_cfg.val_interval=2',
+            'default_hooks.checkpoint.interval=1',
+            'default_hooks.logger.interval=1',
+            'param_scheduler.0.end=4',
+            *more,
+        ]
+
+    return options
+
+
+@pytest.fixture(scope='session')
+def trained(tool, mini_data, run_options, tmp_path_factory):
+    """Work directory of a pair that was trained for four iterations, and what this printed."""
+    folder = tmp_path_factory.mktemp('trained')
+    done = tool('tools/train.py', MINI, '--work-dir', folder, *run_options(mini_data()), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout + done.stderr
+
+
+@pytest.fixture(scope='session')
+def untrained():
+    """Write a checkpoint with random weights whose classes differ from pixel to pixel."""
+
+    def write(config, file, options=None, **content):
+        cfg = config if isinstance(config, Config) else Config.fromfile(config)
+        cfg.merge_from_dict(options or {})
+        forget_pretrained(cfg.model)
+        init_default_scope('mmseg')  # fixtures of a session come before those of a test
+        torch.manual_seed(1)
+        model = MODELS.build(cfg.model)
+        for name, parameter in model.named_parameters():
+            if 'conv_seg' in name:
+                torch.nn.init.normal_(parameter, std=2)
+        torch.save(dict(state_dict=model.state_dict(), **content), file)
+        return file
+
+    return write
 
 
 #: Tiny backbones that end in different channels.

@@ -16,6 +16,8 @@ from ..errors import ConfigError, CoopError
 from .check import check_config
 from .ignore_index import settle_ignore_index
 
+PACKAGE = Path(__file__).resolve().parents[1]
+
 
 def load_config(
     path: str,
@@ -27,7 +29,7 @@ def load_config(
     """Read a config, apply the options of the command line and settle the work directory.
 
     Args:
-        path: Config file.
+        path: Config file, or the name of one that is installed with the project.
         cfg_options: Values by dotted key, or the words ``KEY=VALUE`` of a command line. Defaults to
             None.
         work_dir: Where the run writes. Defaults to None: the config's, or else
@@ -43,12 +45,7 @@ def load_config(
         ConfigError: The file cannot be read as a config, an option does not fit it, a key, a type
             or a number cannot be meant, or parts contradict each other.
     """
-    if not osp.isfile(path):
-        folder, name = Path(path).parent, Path(path).name
-        nearby = [p.name for p in folder.glob('*.py')] if folder.is_dir() else []
-        similar = difflib.get_close_matches(name, nearby, n=3, cutoff=0.7)
-        hint = f' Did you mean {", ".join(similar)}?' if similar else ''
-        raise FileNotFoundError(f'config {path!r} does not exist.{hint}')
+    path = find_config(path)
     with _as_config_error(f'config {path!r} cannot be read'):
         cfg = Config.fromfile(path)
     if cfg_options:
@@ -64,6 +61,30 @@ def load_config(
         check_config(cfg)
         settle_ignore_index(cfg)
     return cfg
+
+
+def find_config(path: str) -> str:
+    """Find a config as mim does: by its path, or among those of the project by its name.
+
+    Args:
+        path: Config file, or the name of one that is installed with the project.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message names similar ones.
+    """
+    if osp.isfile(path):
+        return path
+    shipped = {file.name: str(file) for file in (PACKAGE / '.mim/configs').glob('[!_]*/*.py')}
+    for name in (path, f'{path}.py'):
+        if name in shipped:
+            return shipped[name]
+    nearby = [file.name for file in Path(path).parent.glob('*.py')]
+    similar = difflib.get_close_matches(Path(path).name, {*nearby, *shipped}, n=3, cutoff=0.7)
+    hint = f' Did you mean {", ".join(similar)}?' if similar else ''
+    raise FileNotFoundError(f'config {path!r} does not exist.{hint}')
 
 
 @contextmanager

@@ -5,9 +5,7 @@ It imports neither torch nor mmseg, so that the tools start at once.
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,64 +16,34 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from mmengine.utils import ProgressBar
 from PIL import Image
+
+from mmseg_coop_cli import CoopError
 
 Task = TypeVar('Task')
 Result = TypeVar('Result')
+Size = tuple[int, int]  # height and width
 
 IGNORE = 255
-CAMVID_CLASSES = (
-    'sky',
-    'building',
-    'pole',
-    'road',
-    'sidewalk',
-    'tree',
-    'sign',
-    'fence',
-    'car',
-    'pedestrian',
-    'bicyclist',
+CAMVID_PALETTE = {
+    'sky': (128, 128, 128),
+    'building': (128, 0, 0),
+    'pole': (192, 192, 128),
+    'road': (128, 64, 128),
+    'sidewalk': (60, 40, 222),
+    'tree': (128, 128, 0),
+    'sign': (192, 128, 128),
+    'fence': (64, 64, 128),
+    'car': (64, 0, 128),
+    'pedestrian': (64, 64, 0),
+    'bicyclist': (0, 128, 192),
+}
+CAMVID_CLASSES = tuple(CAMVID_PALETTE)
+VOC_CLASSES = (
+    *('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair'),
+    *('cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa'),
+    *('train', 'tvmonitor'),
 )
-CAMVID_PALETTE = (
-    (128, 128, 128),
-    (128, 0, 0),
-    (192, 192, 128),
-    (128, 64, 128),
-    (60, 40, 222),
-    (128, 128, 0),
-    (192, 128, 128),
-    (64, 64, 128),
-    (64, 0, 128),
-    (64, 64, 0),
-    (0, 128, 192),
-)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Reads a size such as ``360x480`` as (height, width) in pixels, for argparse."""
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
-    if match is None:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a size; give height x width in pixels, such as 360x480'
-        )
-    return int(match[1]), int(match[2])
-
-
-def parse_count(text: str) -> int:
-    """Reads a number of 1 or more, for argparse."""
-    if re.fullmatch(r'[1-9]\d*', text) is None:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
-    return int(text)
-
-
-def add_run_options(parser: argparse.ArgumentParser, replaced: str) -> None:
-    """Adds --jobs and --force, whose help says what is replaced."""
-    parser.add_argument(
-        '--jobs', type=parse_count, default=1, metavar='N', help='processes that share the work (1)'
-    )
-    parser.add_argument('--force', action='store_true', help=f'replace {replaced}')
 
 
 def some(names: set[str]) -> str:
@@ -91,69 +59,96 @@ def voc_palette() -> list[int]:
     return np.stack(channels, axis=1).ravel().tolist()
 
 
-def full_palette(palette: Sequence[Sequence[int]], ignore: Sequence[int] = (0, 0, 0)) -> list[int]:
-    """Fills a palette of class colours up to the 256 entries of a palette image, flattened."""
+def camvid_palette() -> list[int]:
+    """Returns CamVid's colours, filled up to the 256 entries of a palette image with black."""
     table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = palette
-    table[IGNORE] = ignore
+    table[: len(CAMVID_PALETTE)] = list(CAMVID_PALETTE.values())
     return table.ravel().tolist()
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Writes an image under a hidden name and renames it, so that no half file bears `path`."""
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Gives a hidden name to write to, and renames it, so that no half file bears `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.part')
-    options = {'quality': 95} if path.suffix == '.jpg' else {}
-    image.save(part, format='JPEG' if path.suffix == '.jpg' else 'PNG', **options)
+    yield part
     os.replace(part, path)
 
 
-def open_picture(path: Path, pixels: bool = True) -> Image.Image:
-    """Reads a picture, or its header only.
+def save_image(image: Image.Image | np.ndarray, path: Path, palette: list[int] | None) -> None:
+    """Writes an image, in the format of its suffix; a palette turns a map of ids into colours."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    if palette is not None:
+        image.putpalette(palette)
+    with atomic(path) as part:
+        if path.suffix == '.jpg':
+            image.save(part, format='JPEG', quality=95)
+        else:
+            image.save(part, format='PNG')
+
+
+def open_image(path: Path, pixels: bool = True) -> Image.Image:
+    """Reads an image, or its header only.
 
     Raises:
-        ValueError: If it cannot be decoded to its end.
+        CoopError: If it cannot be decoded to its end.
     """
     try:
-        picture = Image.open(path)
+        image = Image.open(path)
         if pixels:
-            picture.load()
+            image.load()
     except Exception as error:  # pillow raises many types, and not all of them name the file
-        raise ValueError(
+        raise CoopError(
             f'{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete it if '
             'this program wrote it'
         ) from error
-    return picture
+    return image
+
+
+def image_size(path: Path) -> Size:
+    """Reads the size of an image from its header."""
+    with open_image(path, pixels=False) as image:
+        return image.height, image.width
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """Reads a label picture as ids, shape (H, W).
+    """Reads a label image as ids, shape (H, W).
 
     Raises:
-        ValueError: If it cannot be read, or holds colours.
+        CoopError: If it cannot be read, or holds colours.
     """
-    picture = open_picture(path)
-    if picture.mode not in ('L', 'P'):
-        raise ValueError(
-            f'{path} has the mode {picture.mode}, not one channel of 8 bits; give label ids, not '
-            'pictures in colours'
+    image = open_image(path)
+    if image.mode not in ('L', 'P'):
+        raise CoopError(
+            f'{path} has the mode {image.mode}, not one channel of 8 bits; give label ids, not '
+            'images in colours'
         )
-    return np.array(picture)
+    return np.array(image)
 
 
-def check_values(label: np.ndarray, path: Path, allowed: list[int], wording: str) -> None:
-    """Raises a ValueError if a label map holds other values than the allowed ones."""
-    counts = np.bincount(label.ravel(), minlength=256)
-    counts[allowed] = 0
+def check_size(path: Path, size: Sequence[int], wanted: Size, whose: str, remedy: str) -> None:
+    """Raises a CoopError if a file has another size than, say, its image."""
+    if tuple(size) != wanted:
+        raise CoopError(
+            f'{path} is {size[0]}x{size[1]}, but {whose} {wanted[0]}x{wanted[1]} '
+            f'(height x width); {remedy}'
+        )
+
+
+def check_values(label: np.ndarray, path: Path, allowed: Sequence[int], wording: str) -> None:
+    """Raises a CoopError if a label map holds other values than the allowed ones."""
+    counts = count_pixels(label)
+    counts[list(allowed)] = 0
     if counts.any():
         found = ', '.join(f'{value} ({counts[value]} pixels)' for value in counts.nonzero()[0])
-        raise ValueError(f'{path} holds the labels {found}; allowed are {wording}')
+        raise CoopError(f'{path} holds the labels {found}; allowed are {wording}')
 
 
 def check_present(needed: set[str], present: set[str], folder: Path, kind: str) -> None:
-    """Raises a ValueError that names what a folder lacks."""
+    """Raises a CoopError that names what a folder lacks."""
     if needed - present:
-        raise ValueError(f'{folder} lacks the {kind} of {some(needed - present)}; restore it')
+        raise CoopError(f'{folder} lacks the {kind} of {some(needed - present)}; restore it')
 
 
 def keep(path: Path, check: Callable[[Path], None], force: bool) -> bool:
@@ -161,20 +156,20 @@ def keep(path: Path, check: Callable[[Path], None], force: bool) -> bool:
 
     Args:
         path: A file that this run would write.
-        check: Raises a ValueError if the file is damaged or not what this run would write.
+        check: Raises a CoopError if the file is damaged or not what this run would write.
         force: Answer no in that case, so that the file is replaced, instead of raising.
 
     Raises:
-        ValueError: If the check fails, without `force`.
+        CoopError: If the check fails, without `force`.
     """
     if not path.exists():
         return False
     try:
         check(path)
-    except ValueError as error:
+    except CoopError as error:
         if force:
             return False
-        raise ValueError(f'{error}, or add --force to replace such files') from error
+        raise CoopError(f'{error}, or add --force to replace such files') from error
     return True
 
 
@@ -183,90 +178,51 @@ def ignore_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_jobs(function: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> list[Result]:
+def run_jobs(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    jobs: int = 1,
+    interrupted: str = 'the same command goes on from here',
+) -> list[Result]:
     """Returns the results of all tasks in their order, and shows a progress bar meanwhile.
 
     Args:
         function: What to do with a task. With several jobs it must be picklable.
         tasks: The tasks.
         jobs: Number of processes; 1 stays in this one.
+        interrupted: What an interrupt tells the user.
+
+    Raises:
+        CoopError: If a process was killed.
     """
-    bar = ProgressBar(len(tasks))
+    from mmengine.utils import ProgressBar
+
+    bar = ProgressBar(len(tasks), file=sys.stdout)
 
     def collect(results: Iterable[Result]) -> list[Result]:
         collected = []
         for result in results:
             collected.append(result)
             bar.update()
-        print()
         return collected
 
-    if jobs == 1:
-        return collect(map(function, tasks))
-    pool = ProcessPoolExecutor(jobs, initializer=ignore_interrupt)
+    pool = None
     try:
+        if jobs == 1:
+            return collect(map(function, tasks))
+        pool = ProcessPoolExecutor(jobs, initializer=ignore_interrupt)
         return collect(pool.map(function, tasks))
-    finally:
-        # Those at work finish their files; the rest is left to the next run.
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the program with one line where a converter cannot go on."""
-    try:
-        yield
-    except ValueError as error:
-        sys.exit(f'\nerror: {error}')
-    except BrokenProcessPool:
-        sys.exit(
-            '\nerror: a process of --jobs was killed, perhaps for want of memory; the same command '
-            'goes on from here, with fewer --jobs if it happens again'
-        )
-    except OSError as error:
-        sys.exit(f'\nerror: {error}; check the rights and the free space of that folder')
     except KeyboardInterrupt:
-        sys.exit('\ninterrupted; the same command goes on from here')
-
-
-class ClassCount:
-    """Pixels of every class, and images in which it occurs, for the table a converter ends with.
-
-    Args:
-        classes: Class names, in the order of their ids. The ignored label is counted besides.
-    """
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = classes
-        self.ids = [*range(len(classes)), IGNORE]
-        self.images = 0
-        self.pixels = np.zeros(256, np.int64)
-        self.occurrences = np.zeros(256, np.int64)
-
-    def add(self, label: np.ndarray) -> None:
-        """Counts one label map of shape (H, W) with values 0..255."""
-        self.add_pixels(np.bincount(label.ravel(), minlength=256))
-
-    def add_pixels(self, counts: np.ndarray) -> None:
-        """Counts one label map by its pixels of each value, shape (256,)."""
-        self.images += 1
-        self.pixels += counts
-        self.occurrences += counts > 0
-
-    def rows(self) -> list[tuple[str, float, int]]:
-        """Returns (name, percent of all pixels, images) of each class and of the ignored label."""
-        names = [f'{i:3d} {name}' for i, name in enumerate(self.classes)] + [f'{IGNORE} ignored']
-        percent = 100 * self.pixels[self.ids] / max(1, self.pixels.sum())
-        return list(zip(names, percent.tolist(), self.occurrences[self.ids].tolist(), strict=True))
-
-
-def format_table(counts: dict[str, ClassCount]) -> str:
-    """Lays out the class counts of several splits side by side."""
-    lines = [f'{"class":20s}' + ''.join(f'{s + " %px":>12s}{"images":>8s}' for s in counts)]
-    for row in zip(*(count.rows() for count in counts.values()), strict=True):
-        lines.append(f'{row[0][0]:20s}' + ''.join(f'{px:12.2f}{n:8d}' for _, px, n in row))
-    lines.append(f'{"all images":20s}' + ''.join(f'{"":12s}{c.images:8d}' for c in counts.values()))
-    return '\n'.join(lines)
+        raise KeyboardInterrupt(f'interrupted; {interrupted}') from None
+    except BrokenProcessPool as error:
+        raise CoopError(
+            'a process of --jobs was killed, perhaps for want of memory; the same command goes on '
+            'from here, with fewer --jobs if it happens again'
+        ) from error
+    finally:
+        print()  # behind the bar
+        if pool is not None:  # those at work finish their files; the rest is left to the next run
+            pool.shutdown(cancel_futures=True)
 
 
 class Converted(NamedTuple):
@@ -274,17 +230,47 @@ class Converted(NamedTuple):
 
     split: str
     pixels: np.ndarray
-    new: bool
+    new: bool = True
+
+
+def count_pixels(label: np.ndarray) -> np.ndarray:
+    """Counts the pixels of each value 0..255 in a label map, shape (256,)."""
+    return np.bincount(label.ravel(), minlength=256)
+
+
+def by_split(results: Iterable[Converted], splits: Iterable[str]) -> dict[str, np.ndarray]:
+    """Gathers the pixels of each value in all images of a split, shape (images, 256)."""
+    results = list(results)
+    return {
+        split: np.array([r.pixels for r in results if r.split == split]).reshape(-1, 256)
+        for split in splits
+    }
+
+
+def format_table(counts: dict[str, np.ndarray], classes: Sequence[str]) -> str:
+    """Lays out what percentage of a split's pixels a class has, and in how many images it occurs.
+
+    Args:
+        counts: What `by_split` returns.
+        classes: Class names, in the order of their ids. The ignored label is counted besides.
+    """
+    lines = [f'{"class":20s}' + ''.join(f'{s + " %px":>12s}{"images":>8s}' for s in counts)]
+    for value, name in [*enumerate(classes), (IGNORE, 'ignored')]:
+        line = f'{f"{value:3d} {name}":20s}'
+        for pixels in counts.values():
+            share, images = pixels[:, value].sum() / max(1, pixels.sum()), pixels[:, value] > 0
+            line += f'{100 * share:12.2f}{images.sum():8d}'
+        lines.append(line)
+    lines.append(f'{"all images":20s}' + ''.join(f'{len(c):20d}' for c in counts.values()))
+    return '\n'.join(lines)
 
 
 def report(results: Sequence[Converted], splits: Iterable[str], classes: Sequence[str]) -> str:
     """Returns the class table of all splits, and how many labels each of them has."""
-    counts = {split: ClassCount(classes) for split in splits}
-    for result in results:
-        counts[result.split].add_pixels(result.pixels)
-    images = ', '.join(f'{count.images} {split}' for split, count in counts.items())
+    counts = by_split(results, splits)
+    labels = ', '.join(f'{len(pixels)} {split}' for split, pixels in counts.items())
     new = sum(result.new for result in results)
     return (
-        f'{format_table(counts)}\nlabels: {images}\n'
+        f'{format_table(counts, classes)}\nlabels: {labels}\n'
         f'{new} were converted now, {len(results) - new} were there and are kept'
     )

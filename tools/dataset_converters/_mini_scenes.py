@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import cv2
 import numpy as np
-from _common import CAMVID_CLASSES, IGNORE
+from _common import CAMVID_CLASSES, IGNORE, VOC_CLASSES
+
+from mmseg_coop_cli import CoopError
 
 Shapes = Sequence[Sequence[float]]
 Look = tuple[str, str, str]  # two colours, and the pattern that mixes them
@@ -39,7 +41,6 @@ VOC_LOOKS: dict[str, tuple[Look, Shapes]] = {
     'train': (('10a6e0', 'f2e205', 'bricks'), [(-10, -5, 5, -5, 10, 1, 10, 5, -10, 5)]),
     'tvmonitor': (('3a3f8f', '60ffd0', 'waves'), [(-10, -8, 10, 4), (-3, 3, 3, 7), (-6, 6, 6, 9)]),
 }
-VOC_CLASSES = ('background', *VOC_LOOKS)
 
 # The parts of a street by Cityscapes' names.
 STREET_LOOKS: dict[str, Look] = {
@@ -266,10 +267,6 @@ STUFF = ('sky', 'building', 'vegetation', 'road', 'sidewalk', 'terrain')  # of e
 MIN_SHARE = 0.004  # of an image, that everything a scene is asked for has to cover
 
 
-class DoesNotFitError(ValueError):
-    """An image is too small for what a scene has to show."""
-
-
 def draw_scene(
     layout: str, size: tuple[int, int], seed: int, split: str, number: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -279,7 +276,7 @@ def draw_scene(
         RGB image of shape (H, W, 3) and label map of shape (H, W), both uint8.
 
     Raises:
-        DoesNotFitError: If what the scene has to show does not fit into the size (H, W).
+        CoopError: If what the scene has to show does not fit into the size (H, W).
     """
     labels, key = LABELS[layout], (seed, LAYOUTS.index(layout), SPLITS.index(split))
     deck, hand = DECKS[layout]
@@ -297,4 +294,7 @@ def draw_scene(
         counts = np.bincount(scene.label.ravel(), minlength=256)
         if (counts[required] >= MIN_SHARE * scene.label.size).all():
             return scene.photograph(), scene.label
-    raise DoesNotFitError(f'{", ".join(wanted)} do not fit into {size[0]}x{size[1]} pixels')
+    raise CoopError(
+        f'{", ".join(wanted)} do not fit into {size[0]}x{size[1]} pixels; give a larger or less '
+        'elongated --size'
+    )

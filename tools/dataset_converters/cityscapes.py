@@ -9,28 +9,30 @@ An interrupted run is taken up by the same command: finished files are checked a
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from _common import (
     IGNORE,
     Converted,
-    add_run_options,
+    Size,
     check_present,
+    check_size,
     check_values,
+    count_pixels,
+    image_size,
     keep,
-    one_line_errors,
-    open_picture,
     read_ids,
     report,
     run_jobs,
     save_image,
 )
 from PIL import Image
+
+from mmseg_coop_cli import CoopError, Parser, program
 
 EXPECTED = {'train': 2975, 'val': 500, 'test': 1525}
 IMAGE = '_leftImg8bit.png'
@@ -64,7 +66,7 @@ def load_scripts() -> Scripts:
         from cityscapesscripts.helpers.labels import name2label, trainId2label
         from cityscapesscripts.preparation.json2labelImg import createLabelImage
     except ImportError as error:
-        raise ValueError(
+        raise CoopError(
             f'cityscapesscripts cannot be imported ({error}); run: pip install cityscapesscripts'
         ) from error
     classes = [trainId2label[i].name for i in range(NUM_CLASSES)]
@@ -75,7 +77,7 @@ def list_frames(root: Path) -> list[Frame]:
     """Pairs images with polygons in all splits.
 
     Raises:
-        ValueError: If one file of a pair is missing.
+        CoopError: If one file of a pair is missing.
     """
     frames = []
     for split in EXPECTED:
@@ -99,15 +101,15 @@ def list_frames(root: Path) -> list[Frame]:
             for name in sorted(images)
         ]
     if not frames:
-        raise ValueError(
+        raise CoopError(
             f'{root} holds no leftImg8bit/*/*/*{IMAGE} with gtFine/*/*/*{POLYGONS}; give the '
             'folder into which Cityscapes was unpacked'
         )
     return frames
 
 
-def draw(path: Path, size: tuple[int, int]) -> Image.Image:
-    """Draws a file of polygons as train ids; `size` is the image's (width, height)."""
+def draw(path: Path, size: Size) -> Image.Image:
+    """Draws a file of polygons as train ids; `size` is its image's."""
     scripts = load_scripts()
     try:
         annotation = scripts.annotation()
@@ -115,43 +117,34 @@ def draw(path: Path, size: tuple[int, int]) -> Image.Image:
         labels = {obj.label for obj in annotation.objects if not obj.deleted}
         # cityscapesscripts would end the program at a label it does not know.
         unknown = {label for label in labels if label.removesuffix('group') not in scripts.labels}
-        picture = None if unknown else scripts.draw(annotation, 'trainIds')
+        drawn = None if unknown else scripts.draw(annotation, 'trainIds')
     except Exception as error:  # a wrong value shows up as any of many types, without a path
-        raise ValueError(
+        raise CoopError(
             f'{path} cannot be drawn ({type(error).__name__}: {error}); restore it'
         ) from error
-    if picture is None:
-        raise ValueError(
+    if drawn is None:
+        raise CoopError(
             f'{path} holds the labels {", ".join(sorted(unknown))}, which are none of Cityscapes; '
             'restore it'
         )
-    if picture.size != size:
-        raise ValueError(
-            f'{path} is for {picture.height}x{picture.width}, but its image is {size[1]}x{size[0]} '
-            '(height x width); restore them'
-        )
-    return picture
+    check_size(path, (drawn.height, drawn.width), size, 'its image is', 'restore them')
+    return drawn
 
 
 def convert(frame: Frame, force: bool) -> Converted:
     """Writes a frame's train ids, or checks those that are there."""
-    with open_picture(frame.image, pixels=False) as image:
-        size = image.size
+    size = image_size(frame.image)
 
     def check(path: Path) -> None:
         label = read_ids(path)
-        if label.shape != size[::-1]:
-            raise ValueError(
-                f'{path} is {label.shape[0]}x{label.shape[1]}, but its image is '
-                f'{size[1]}x{size[0]} (height x width); delete it'
-            )
+        check_size(path, label.shape, size, 'its image is', 'delete it')
         wording = f'0 to {NUM_CLASSES - 1} and {IGNORE}; delete it'
         check_values(label, path, [*range(NUM_CLASSES), IGNORE], wording)
 
     kept = keep(frame.out, check, force)
     if not kept:
-        save_image(draw(frame.polygons, size), frame.out)
-    return Converted(frame.split, np.bincount(read_ids(frame.out).ravel(), minlength=256), not kept)
+        save_image(draw(frame.polygons, size), frame.out, None)
+    return Converted(frame.split, count_pixels(read_ids(frame.out)), not kept)
 
 
 def compare_counts(frames: list[Frame]) -> str:
@@ -164,11 +157,9 @@ def compare_counts(frames: list[Frame]) -> str:
     )
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draws all train ids."""
+    parser = Parser(__doc__)
     parser.add_argument(
         'root', type=Path, metavar='CITYSCAPES_DIR', help='the folder of leftImg8bit and gtFine'
     )
@@ -178,24 +169,19 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help=f'refuse to start, instead of warning, if there are not {counts} frames',
     )
-    add_run_options(parser, 'train ids that are there, but damaged')
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Converts the folder the command line names."""
-    args = parse_args()
-    with one_line_errors():
-        classes = load_scripts().classes
-        frames = list_frames(args.root)
-        deviation = compare_counts(frames)
-        if deviation and args.strict:
-            raise ValueError(f'{deviation}; restore the release, or leave out --strict')
-        results = run_jobs(partial(convert, force=args.force), frames, args.jobs)
+    parser.share('--jobs')
+    parser.share('--force', help='replace train ids that are there, but damaged')
+    args = parser.parse_args(argv)
+    classes = load_scripts().classes
+    frames = list_frames(args.root)
+    deviation = compare_counts(frames)
+    if deviation and args.strict:
+        raise CoopError(f'{deviation}; restore the release, or leave out --strict')
+    results = run_jobs(partial(convert, force=args.force), frames, args.jobs)
     print(report(results, EXPECTED, classes))
     if deviation:
         print(f'warning: {deviation}; is the release complete?', file=sys.stderr)
 
 
 if __name__ == '__main__':
-    main()
+    program(main)

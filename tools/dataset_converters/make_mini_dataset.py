@@ -1,4 +1,4 @@
-"""Draws a miniature data set in the folder layout of Pascal VOC 2012, Cityscapes or CamVid.
+"""Draws a miniature dataset in the folder layout of Pascal VOC 2012, Cityscapes or CamVid.
 
 It stands in for the real one where that is missing, in tests or in a first run. The scenes take
 some learning, and mmsegmentation's own dataset classes read them. The same seed gives the same
@@ -7,25 +7,24 @@ bytes on the same machine, as long as the versions of numpy, opencv and pillow a
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 from _common import (
-    CAMVID_PALETTE,
-    ClassCount,
+    Converted,
+    Size,
+    by_split,
+    camvid_palette,
+    count_pixels,
     format_table,
-    full_palette,
-    parse_size,
+    run_jobs,
     save_image,
     voc_palette,
 )
-from _mini_scenes import CLASSES, LAYOUTS, DoesNotFitError, draw_scene
-from mmengine.utils import ProgressBar
-from PIL import Image
+
+from mmseg_coop_cli import Parser, at_least, program
 
 MIN_SIDE = 64
 EPILOG = """what is written:
@@ -44,13 +43,6 @@ class Sample(NamedTuple):
     number: int
     image: str
     labels: list[str]
-
-
-PALETTES: dict[str, list[int] | None] = {
-    'voc': voc_palette(),
-    'cityscapes': None,  # its label images are grey
-    'camvid': full_palette(CAMVID_PALETTE),
-}
 
 
 def voc_lists(counts: dict[str, int]) -> dict[str, list[str]]:
@@ -92,122 +84,111 @@ def camvid_samples(counts: dict[str, int]) -> Iterator[Sample]:
             yield Sample(split, number, f'img_dir/{name}.jpg', [f'ann_dir/{name}.png'])
 
 
-SAMPLES = {'voc': voc_samples, 'cityscapes': cityscapes_samples, 'camvid': camvid_samples}
+class Layout(NamedTuple):
+    """What a dataset's layout is made of."""
+
+    samples: Callable[[dict[str, int]], Iterator[Sample]]
+    palette: list[int] | None  # None: its label images are grey
 
 
-def write_dataset(
-    layout: str, out: Path, counts: dict[str, int], size: tuple[int, int], seed: int
-) -> dict[str, ClassCount]:
-    """Draws all scenes, writes them and returns the class counts of each split."""
-    todo = list(SAMPLES[layout](counts))
-    classes = {split: ClassCount(CLASSES[layout]) for split in counts}
-    palette = PALETTES[layout]
-    bar = ProgressBar(len(todo))
-    for sample in todo:
-        image, label = draw_scene(layout, size, seed, sample.split, sample.number)
-        save_image(Image.fromarray(image), out / sample.image)
-        label_image = Image.fromarray(label)
-        if palette is not None:
-            label_image.putpalette(palette)
-        for path in sample.labels:
-            save_image(label_image, out / path)
-        classes[sample.split].add(label)
-        bar.update()
-    print()
-    if layout == 'voc':
-        folder = out / 'ImageSets' / 'Segmentation'
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, names in voc_lists(counts).items():
-            (folder / f'{name}.txt').write_text(''.join(f'{line}\n' for line in names))
-    return classes
+LAYOUTS = {
+    'voc': Layout(voc_samples, voc_palette()),
+    'cityscapes': Layout(cityscapes_samples, None),
+    'camvid': Layout(camvid_samples, camvid_palette()),
+}
 
 
-def count_strangers(layout: str, out: Path, counts: dict[str, int]) -> int:
+def write_sample(sample: Sample, layout: str, out: Path, size: Size, seed: int) -> Converted:
+    """Draws a scene and writes its files."""
+    from _mini_scenes import draw_scene
+
+    image, label = draw_scene(layout, size, seed, sample.split, sample.number)
+    save_image(image, out / sample.image, None)
+    for path in sample.labels:
+        save_image(label, out / path, LAYOUTS[layout].palette)
+    return Converted(sample.split, count_pixels(label))
+
+
+def count_strangers(samples: Sequence[Sample], out: Path) -> int:
     """Counts the files beside the written ones, which the dataset classes would read along."""
-    todo = list(SAMPLES[layout](counts))
-    written = {out / path for sample in todo for path in (sample.image, *sample.labels)}
-    return sum(
-        path not in written for folder in {p.parent for p in written} for path in folder.iterdir()
-    )
+    written = {out / path for sample in samples for path in (sample.image, *sample.labels)}
+    folders = {path.parent for path in written}
+    return sum(path not in written for folder in folders for path in folder.iterdir())
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads and checks the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draws the dataset."""
+    parser = Parser(__doc__)
+    parser.epilog = EPILOG
     parser.add_argument('--layout', required=True, choices=LAYOUTS, help='whose folder layout')
-    parser.add_argument('--out', required=True, type=Path, metavar='DIR', help='output folder')
-    parser.add_argument('--train', type=int, default=64, metavar='N', help='training images (64)')
-    parser.add_argument('--val', type=int, default=16, metavar='N', help='validation images (16)')
+    parser.share('--out', required=True, type=Path, metavar='DIR', help='output folder')
+    for split, default, what in (
+        ('train', 64, 'training images; default: 64'),
+        ('val', 16, 'validation images; default: 16'),
+        ('test', None, 'test images, camvid only; default: as many as --val'),
+    ):
+        parser.add_argument(f'--{split}', type=at_least(1), default=default, metavar='N', help=what)
+    parser.share('--size', default=(128, 128), help='height x width in pixels; default: 128x128')
     parser.add_argument(
-        '--test', type=int, metavar='N', help='test images, camvid only (as many as --val)'
+        '--seed', type=at_least(0), default=0, metavar='S', help='0 or more; default: 0'
     )
-    parser.add_argument(
-        '--size',
-        type=parse_size,
-        default=(128, 128),
-        metavar='HxW',
-        help='height x width in pixels (128x128)',
-    )
-    parser.add_argument('--seed', type=int, default=0, metavar='S', help='0 or more (0)')
-    parser.add_argument(
+    parser.share(
         '--force',
-        action='store_true',
         help='write into a folder that is not empty: files of the same name are replaced, '
         'others stay',
     )
-    args = parser.parse_args()
-    if args.test is not None and args.layout != 'camvid':
+    args = parser.parse_args(argv)
+    if args.test and args.layout != 'camvid':
         parser.error(f'--test is for --layout camvid; {args.layout} has no labelled test images')
-    if args.test is None:
-        args.test = args.val
-    for name in ('train', 'val', 'test'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name} {getattr(args, name)}: give 1 or more')
-    if args.seed < 0:
-        parser.error(f'--seed {args.seed}: give 0 or more')
     if min(args.size) < MIN_SIDE:
         parser.error(
             f'--size {args.size[0]}x{args.size[1]} is too small for the objects; '
             f'give at least {MIN_SIDE}x{MIN_SIDE}'
         )
-    return args
-
-
-def main() -> None:
-    """Draws the data set the command line asks for."""
-    args = parse_args()
-    if args.out.exists() and not args.out.is_dir():
-        sys.exit(f'error: --out {args.out} is a file; name a folder')
-    if args.out.is_dir() and any(args.out.iterdir()) and not args.force:
-        sys.exit(
-            f'error: --out {args.out} is not empty; name another folder, or add --force to replace '
-            'files of the same name in it'
-        )
     counts = {'train': args.train, 'val': args.val}
     if args.layout == 'camvid':
-        counts['test'] = args.test
-    cv2.setNumThreads(1)  # the pictures are too small to share
-    try:
-        classes = write_dataset(args.layout, args.out, counts, args.size, args.seed)
-    except DoesNotFitError as error:
-        sys.exit(f'\nerror: {error}; give a larger or less elongated --size')
-    except OSError as error:
-        sys.exit(f'\nerror: cannot write to --out {args.out} ({error}); name another folder')
-    except KeyboardInterrupt:
-        sys.exit(f'\ninterrupted; {args.out} is incomplete, delete it or run again with --force')
-    print(format_table(classes))
-    for split, count in classes.items():
-        missing = [
-            name for name, n in zip(count.classes, count.occurrences, strict=False) if n == 0
-        ]
+        counts['test'] = args.test or args.val
+    write_dataset(args.layout, args.out, counts, args.size, args.seed, args.force)
+
+
+def write_dataset(
+    layout: str, out: Path, counts: dict[str, int], size: Size, seed: int, force: bool
+) -> None:
+    """Draws all scenes of a layout, writes them and prints what there is of each class.
+
+    Raises:
+        OSError: If `out` is a file, or a folder that holds files, without `force`.
+        CoopError: If a scene does not fit into the size.
+    """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f'--out {out} is a file; name a folder')
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise FileExistsError(
+            f'--out {out} is not empty; name another folder, or add --force to replace files of '
+            'the same name in it'
+        )
+    import cv2
+    from _mini_scenes import CLASSES
+
+    cv2.setNumThreads(1)  # the images are too small to share
+    samples = list(LAYOUTS[layout].samples(counts))
+    write = partial(write_sample, layout=layout, out=out, size=size, seed=seed)
+    again = f'{out} is incomplete, delete it or run again with --force'
+    written = by_split(run_jobs(write, samples, interrupted=again), counts)
+    if layout == 'voc':
+        folder = out / 'ImageSets' / 'Segmentation'
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, names in voc_lists(counts).items():
+            (folder / f'{name}.txt').write_text(''.join(f'{line}\n' for line in names))
+    print(format_table(written, CLASSES[layout]))
+    for split, pixels in written.items():
+        missing = [name for value, name in enumerate(CLASSES[layout]) if not pixels[:, value].any()]
         if missing:
             print(f'note: {split} is too small to show {", ".join(missing)}')
-    if strangers := count_strangers(args.layout, args.out, counts):
+    if strangers := count_strangers(samples, out):
         print(f'note: {strangers} other files were there before and may be read along')
-    print(f'wrote {" + ".join(f"{n} {split}" for split, n in counts.items())} images to {args.out}')
+    print(f'wrote {" + ".join(f"{n} {split}" for split, n in counts.items())} images to {out}')
 
 
 if __name__ == '__main__':
-    main()
+    program(main)

@@ -16,8 +16,7 @@ and kept.
 
 from __future__ import annotations
 
-import argparse
-import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,23 +24,23 @@ from typing import NamedTuple
 import numpy as np
 from _common import (
     IGNORE,
+    VOC_CLASSES,
     Converted,
-    add_run_options,
+    atomic,
     check_present,
+    check_size,
     check_values,
+    count_pixels,
+    image_size,
     keep,
-    one_line_errors,
-    open_picture,
-    parse_count,
     read_ids,
     report,
     run_jobs,
     save_image,
     voc_palette,
 )
-from _mini_scenes import VOC_CLASSES
-from PIL import Image
-from scipy.io import loadmat
+
+from mmseg_coop_cli import CoopError, Parser, at_least, program
 
 EXPECTED = 10582
 VOC_PLACES = ('', 'VOC2012', 'VOCdevkit/VOC2012')
@@ -70,13 +69,13 @@ def find_folder(given: Path, places: tuple[str, ...], marker: str, wanted: str) 
     for place in places:
         if (given / place / marker).is_dir():
             return given / place
-    raise ValueError(f'{given} has no folder {marker}; give {wanted}')
+    raise CoopError(f'{given} has no folder {marker}; give {wanted}')
 
 
 def read_names(path: Path) -> set[str]:
     """Reads a list of one name a line."""
     if not path.is_file():
-        raise ValueError(f'the list {path} is missing; restore it')
+        raise CoopError(f'the list {path} is missing; restore it')
     return set(path.read_text().split())
 
 
@@ -98,7 +97,7 @@ def list_labels(voc: Path, sbd: Path, out: Path, lists: Lists) -> list[Label]:
     """Pairs labels with images, in the order of their names.
 
     Raises:
-        ValueError: If VOC lacks a label or an image.
+        CoopError: If VOC lacks a label or an image.
     """
     images, labels = voc / 'JPEGImages', voc / 'SegmentationClass'
     check_present(set().union(*lists), stems(images, '.jpg'), images, 'image')
@@ -117,15 +116,17 @@ def list_labels(voc: Path, sbd: Path, out: Path, lists: Lists) -> list[Label]:
 
 def read_mat(path: Path) -> np.ndarray:
     """Reads a label of SBD, shape (H, W)."""
+    from scipy.io import loadmat  # takes longer to import than all else
+
     try:
         label = loadmat(path, variable_names=['GTcls'])['GTcls']['Segmentation'][0, 0]
     except Exception as error:  # scipy raises many types, and not all of them name the file
-        raise ValueError(
+        raise CoopError(
             f'{path} cannot be read as GTcls.Segmentation ({type(error).__name__}: {error}); '
             'restore it'
         ) from error
     if label.ndim != 2 or label.dtype != np.uint8:
-        raise ValueError(
+        raise CoopError(
             f'{path} holds an array of shape {label.shape} and type {label.dtype}, not a map of '
             'uint8 labels; restore it'
         )
@@ -141,101 +142,82 @@ def convert(task: Label, force: bool) -> Converted:
         label, allowed = read_ids(task.source), [*classes, IGNORE]
         wording = f'0 to {classes[-1]} and {IGNORE}'
     check_values(label, task.source, allowed, f'{wording}; restore the file')
-    with open_picture(task.image, pixels=False) as image:
-        if image.size != label.shape[::-1]:
-            raise ValueError(
-                f'{task.source} is {label.shape[0]}x{label.shape[1]}, but {task.image} is '
-                f'{image.height}x{image.width} (height x width); restore them'
-            )
+    check_size(task.source, label.shape, image_size(task.image), f'{task.image} is', 'restore them')
 
     def compare(path: Path) -> None:
         if not np.array_equal(read_ids(path), label):
-            raise ValueError(f'{path} differs from {task.source}; delete it')
+            raise CoopError(f'{path} differs from {task.source}; delete it')
 
     kept = keep(task.out, compare, force)
     if not kept:
-        picture = Image.fromarray(label)
-        picture.putpalette(voc_palette())
-        save_image(picture, task.out)
-    return Converted(task.split, np.bincount(label.ravel(), minlength=256), not kept)
+        save_image(label, task.out, voc_palette())
+    return Converted(task.split, count_pixels(label), not kept)
 
 
 def write_list(path: Path, names: set[str]) -> None:
-    """Writes a list under a hidden name and renames it, unless it is there."""
-    if path.exists() and read_names(path) == names:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(''.join(f'{name}\n' for name in sorted(names)))
-    os.replace(part, path)
+    """Writes a list, unless it is there."""
+    if not path.exists() or read_names(path) != names:
+        with atomic(path) as part:
+            part.write_text(''.join(f'{name}\n' for name in sorted(names)))
 
 
 def compare_list(path: Path, names: set[str]) -> None:
-    """Raises a ValueError if a list that is there holds other names."""
+    """Raises a CoopError if a list that is there holds other names."""
     there = read_names(path)
     if there != names:
-        raise ValueError(
+        raise CoopError(
             f'{path} lacks {len(names - there)} names of this run and has {len(there - names)} '
             'others; delete it'
         )
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Adds SBD's labels to VOC."""
+    parser = Parser(__doc__)
     parser.add_argument(
         'voc', type=Path, metavar='VOCDEVKIT_VOC2012_DIR', help='the folder VOCdevkit/VOC2012'
     )
     parser.add_argument(
         'sbd', type=Path, metavar='SBD_DIR', help='the folder benchmark_RELEASE/dataset of SBD'
     )
-    parser.add_argument(
-        '--out', type=Path, metavar='DIR', help='output folder (default: VOCDEVKIT_VOC2012_DIR)'
+    parser.share(
+        '--out', type=Path, metavar='DIR', help='output folder; default: VOCDEVKIT_VOC2012_DIR'
     )
     parser.add_argument(
         '--expect',
-        type=parse_count,
+        type=at_least(1),
         default=EXPECTED,
         metavar='N',
-        help=f'how many names trainaug.txt must get ({EXPECTED})',
+        help=f'how many names trainaug.txt must get; default: {EXPECTED}',
     )
-    add_run_options(parser, 'labels and lists that are there, but damaged or different')
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Converts the folders the command line names."""
-    args = parse_args()
-    with one_line_errors():
-        voc = find_folder(
-            args.voc, VOC_PLACES, 'ImageSets/Segmentation', 'the folder VOC2012 of VOCdevkit'
+    parser.share('--jobs')
+    parser.share('--force', help='replace labels and lists that are damaged or different')
+    args = parser.parse_args(argv)
+    marker, wanted = 'ImageSets/Segmentation', 'the folder VOC2012 of VOCdevkit'
+    voc = find_folder(args.voc, VOC_PLACES, marker, wanted)
+    wanted = 'the folder dataset of SBD, which holds cls and its lists'
+    sbd = find_folder(args.sbd, SBD_PLACES, 'cls', wanted)
+    out = args.out or voc
+    lists = derive_lists(voc, sbd)
+    trainaug = lists.train | lists.aug
+    if len(trainaug) != args.expect:
+        raise CoopError(
+            f'the training list gets {len(trainaug)} names ({len(lists.train)} of VOC, '
+            f'{len(lists.aug)} of SBD) instead of {args.expect}; restore the lists train.txt '
+            f'and val.txt of both, or accept the number with --expect {len(trainaug)}'
         )
-        sbd = find_folder(
-            args.sbd, SBD_PLACES, 'cls', 'the folder dataset of SBD, which holds cls and its lists'
-        )
-        out = args.out or voc
-        lists = derive_lists(voc, sbd)
-        trainaug = lists.train | lists.aug
-        if len(trainaug) != args.expect:
-            raise ValueError(
-                f'the training list gets {len(trainaug)} names ({len(lists.train)} of VOC, '
-                f'{len(lists.aug)} of SBD) instead of {args.expect}; restore the lists train.txt '
-                f'and val.txt of both, or accept the number with --expect {len(trainaug)}'
-            )
-        tasks = list_labels(voc, sbd, out / 'SegmentationClassAug', lists)
-        folder = out / 'ImageSets' / 'Segmentation'
-        written_lists = {folder / 'aug.txt': lists.aug, folder / 'trainaug.txt': trainaug}
-        for path, names in written_lists.items():
-            keep(path, partial(compare_list, names=names), args.force)
-        results = run_jobs(partial(convert, force=args.force), tasks, args.jobs)
-        for path, names in written_lists.items():
-            write_list(path, names)
+    tasks = list_labels(voc, sbd, out / 'SegmentationClassAug', lists)
+    folder = out / 'ImageSets' / 'Segmentation'
+    written = {folder / 'aug.txt': lists.aug, folder / 'trainaug.txt': trainaug}
+    for path, names in written.items():
+        keep(path, partial(compare_list, names=names), args.force)
+    results = run_jobs(partial(convert, force=args.force), tasks, args.jobs)
+    for path, names in written.items():
+        write_list(path, names)
     print(report(results, Lists._fields, VOC_CLASSES))
     print(f'{out} is complete')
-    print(', '.join(f'{path.name}: {len(names)} names' for path, names in written_lists.items()))
+    print(', '.join(f'{path.name}: {len(names)} names' for path, names in written.items()))
 
 
 if __name__ == '__main__':
-    main()
+    program(main)
