@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
+from typing_extensions import override
 
 from ..errors import DataError
 
@@ -73,8 +74,8 @@ class CamVidDataset(BaseSegDataset):
     ) -> None:
         super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)
 
+    @override
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Lists the images and their labels, see the base class."""
         data_list = super().load_data_list()
         if not data_list:
             raise DataError(

@@ -15,6 +15,7 @@ from mmseg.registry import METRICS
 from PIL import Image
 from prettytable import PrettyTable
 from torch import Tensor
+from typing_extensions import override
 
 from ..errors import DataError
 
@@ -93,14 +94,8 @@ class CoopIoUMetric(IoUMetric):
         self._chosen = ''
         self._has_warned = False
 
+    @override
     def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
-        """Count intersections and unions of a batch.
-
-        Args:
-            data_batch: Not used; part of mmengine's interface.
-            data_samples: Samples with ``pred_sem_seg``, ``gt_sem_seg`` unless ``format_only``, and
-                ``pred_outputs`` from a cooperative model.
-        """
         num_classes = len(self.dataset_meta['classes'])
         for sample in data_samples:
             chosen = sample['pred_sem_seg']['data'].squeeze(0)
@@ -170,15 +165,8 @@ class CoopIoUMetric(IoUMetric):
             target.parent.mkdir(parents=True, exist_ok=True)
             image.save(target)
 
+    @override
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Compute the metrics of every output and print the table.
-
-        Args:
-            results: What :meth:`process` has collected.
-
-        Returns:
-            Metrics by name, in percent.
-        """
         logger: MMLogger = MMLogger.get_current_instance()
         if self.format_only:
             logger.info(f'results are saved to {self.output_dir}')

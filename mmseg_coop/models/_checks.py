@@ -24,21 +24,12 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f'{name}={value!r} is not a positive integer; give a number from 1 on.')
 
 
-def check_all_positive(name: str, values: object, *, example: str, noun: str = 'number') -> None:
-    """Raise a ValueError unless ``name`` has a sequence of positive integers, at least one.
-
-    Args:
-        name: Name of the argument.
-        values: Its value.
-        example: What may be given.
-        noun: What one of them is. Defaults to ``'number'``.
-    """
+def check_all_positive(name: str, values: object, *, example: str) -> None:
+    """Raise a ValueError unless ``name`` has positive integers, at least one, as its ``values``."""
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise ValueError(
-            f'{name}={values!r} holds no {noun}s; give at least one, such as {example}.'
-        )
+        raise ValueError(f'{name}={values!r} holds no numbers; give at least one, as in {example}.')
     for value in values:
-        check_positive(f'{name}={values!r}: {noun}', value)
+        check_positive(f'{name}={values!r}: number', value)
 
 
 def check_fraction(name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of all outputs side by side."""
+"""Figures of all outputs side by side."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mmengine.dist import master_only
 from mmseg.registry import VISUALIZERS
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
+from typing_extensions import override
 
 from .panels import fit_centre, grid, label_maps, legend, overlay
 
@@ -21,9 +22,11 @@ class CoopLocalVisualizer(SegLocalVisualizer):
     A drop-in for mmseg's ``SegLocalVisualizer``; a sample without ``pred_outputs`` shows its
     ``pred_sem_seg``. Ignored pixels (labels outside the classes) stay black.
 
-    Its arguments are those of ``SegLocalVisualizer``.
+    Its arguments are those of ``SegLocalVisualizer``, and so are those of ``add_datasample``, but
+    that ``with_labels`` adds the legend and ``with_image`` the input.
     """
 
+    @override
     @master_only
     def add_datasample(
         self,
@@ -39,21 +42,6 @@ class CoopLocalVisualizer(SegLocalVisualizer):
         with_labels: bool | None = True,
         with_image: bool | None = True,
     ) -> None:
-        """Draw a sample and hand it to the backends, a window or a file.
-
-        Args:
-            name: Name of the picture.
-            image: The image, RGB, ``(H, W, 3)``, uint8.
-            data_sample: Ground truth and predictions. Defaults to None.
-            draw_gt: Whether to draw the ground truth. Defaults to True.
-            draw_pred: Whether to draw the predictions. Defaults to True.
-            show: Show in a window instead. Defaults to False.
-            wait_time: How long to show it, in seconds; 0 waits for a key. Defaults to 0.
-            out_file: Write here instead. Defaults to None.
-            step: Step of the run. Defaults to 0.
-            with_labels: Whether to add the legend. Defaults to True.
-            with_image: Whether to add the input. Defaults to True.
-        """
         maps = label_maps(data_sample, truth=draw_gt, predictions=draw_pred)
         panels = {}
         if with_image or not maps:

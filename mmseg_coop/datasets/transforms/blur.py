@@ -10,6 +10,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
 from mmseg.registry import TRANSFORMS
+from typing_extensions import override
 
 
 @TRANSFORMS.register_module()
@@ -48,15 +49,8 @@ class RandomGaussianBlur(BaseTransform):
         low, high = self.sigma_range
         return float(np.random.uniform(low, high))  # noqa: NPY002
 
+    @override
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Blur.
-
-        Args:
-            results: With ``img``, ``(H, W, 3)``.
-
-        Returns:
-            The same, with ``img`` blurred.
-        """
         sigma = self._draw()
         if sigma:  # cv2 takes 0 as a request to choose
             results['img'] = cv2.GaussianBlur(results['img'], (0, 0), sigma)

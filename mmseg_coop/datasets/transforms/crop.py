@@ -6,6 +6,7 @@ from typing import Any
 
 from mmcv.transforms import CenterCrop
 from mmseg.registry import TRANSFORMS
+from typing_extensions import override
 
 
 @TRANSFORMS.register_module()
@@ -20,22 +21,13 @@ class EvalCenterCrop(CenterCrop):
     behind the loading of the label and the resizing: both are cropped alike.
 
     Its arguments are those of mmcv's ``CenterCrop``; ``crop_size`` is ``(width, height)``.
+
+    Raises:
+        ValueError: At cropping, if the dataset names a label file that is not loaded yet.
     """
 
+    @override
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Crop.
-
-        Args:
-            results: With ``img``, ``(H, W, 3)``, and ``gt_seg_map``, ``(H, W)``, if there is a
-                label.
-
-        Returns:
-            The same, cropped if there is a label, with ``img_shape``, ``pad_shape`` and
-            ``ori_shape`` of the crop.
-
-        Raises:
-            ValueError: The dataset names a label file that is not loaded yet.
-        """
         if 'gt_seg_map' not in results:
             if 'seg_map_path' in results:
                 raise ValueError(

@@ -23,6 +23,7 @@ from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
+from typing_extensions import override
 
 from ...errors import DataError, first_few
 
@@ -194,8 +195,8 @@ class LoadSegImage(LoadImageFromFile):
             backend_args=backend_args,
         )
 
+    @override
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds ``img`` of shape (H, W, C), ``img_shape`` and ``ori_shape`` to the results."""
         flag = self.color_type
         if self.imdecode_backend != 'turbojpeg':  # which never turns, and does not know these flags
             flag = _AS_STORED.get(flag, flag)
@@ -272,8 +273,8 @@ class LoadSegAnnotations(LoadAnnotations):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
 
+    @override
     def _load_seg_map(self, results: dict[str, Any]) -> None:
-        """Adds ``gt_seg_map`` of shape (H, W), uint8, to the results."""
         with _naming('label', results['seg_map_path']):
             content = _read(results['seg_map_path'], self.backend_args)
             self._check_encoding(content)

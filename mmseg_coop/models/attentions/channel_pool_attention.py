@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+from typing_extensions import override
 
 from .._checks import check_choice, check_positive
 from ._common import at_least_float32, check_map, convolve, without_autocast
@@ -112,8 +113,8 @@ class ChannelPoolAttention(nn.Module):
             attention = self.scale * distance.softmax(dim=2)
             return torch.baddbmm(features, attention, value).view_as(x).to(x.dtype)
 
+    @override
     def extra_repr(self) -> str:
-        """Show the arguments."""
         return (
             f'in_channels={self.in_channels}, similarity={self.similarity!r}, '
             f'maximum={self.maximum!r}'

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+from typing_extensions import override
 
 from .._checks import check_all_positive, check_choice
 from ._common import at_least_float32, check_map, without_autocast
@@ -44,7 +45,7 @@ class PoolUnit(nn.Module):
 
     def __init__(self, sizes: Sequence[int], *, pooling: str = 'avg') -> None:
         super().__init__()
-        check_sizes('sizes', sizes)
+        check_all_positive('sizes', sizes, example='(1, 4, 8, 10, 12)')
         check_choice('pooling', pooling, ('avg', 'max'))
         self.sizes = list(sizes)
         self.pooling = pooling
@@ -125,8 +126,8 @@ class PoolUnit(nn.Module):
         inside = (position >= start) & (position < end)
         return inside.to(dtype) / (end - start).to(dtype)
 
+    @override
     def extra_repr(self) -> str:
-        """Show the arguments."""
         return f'sizes={self.sizes}, pooling={self.pooling!r}'
 
 
@@ -135,16 +136,3 @@ def _bounds(index: Tensor, count: Tensor | int, length: int) -> tuple[Tensor, Te
     start = index * length // count
     end = ((index + 1) * length + count - 1) // count  # rounded up
     return start, end
-
-
-def check_sizes(name: str, sizes: object) -> None:
-    """Check the sides of the grids.
-
-    Args:
-        name: Name of the argument, for the message.
-        sizes: Its value.
-
-    Raises:
-        ValueError: It is not a sequence of positive integers, or an empty one.
-    """
-    check_all_positive(name, sizes, example='(1, 4, 8, 10, 12)', noun='pool size')

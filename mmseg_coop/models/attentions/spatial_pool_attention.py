@@ -8,9 +8,9 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_positive
+from .._checks import check_all_positive, check_choice, check_positive
 from ._common import at_least_float32, check_map, convolve, without_autocast
-from .pool_unit import PoolUnit, check_sizes
+from .pool_unit import PoolUnit
 
 
 @MODELS.register_module()
@@ -90,8 +90,8 @@ class SpatialPoolAttention(nn.Module):
                     f"query_channels={query_channels} is given, but with qkv='identity' the "
                     "queries have the map's channels; leave it out or set qkv='conv'."
                 )
-        check_sizes('key_sizes', key_sizes)
-        check_sizes('value_sizes', value_sizes)
+        check_all_positive('key_sizes', key_sizes, example='(1, 4, 8, 10, 12)')
+        check_all_positive('value_sizes', value_sizes, example='(1, 5, 7, 9, 13)')
         self.in_channels = in_channels
         self.pool_keys = PoolUnit(sizes=key_sizes, pooling=pooling)
         self.pool_values = PoolUnit(sizes=value_sizes, pooling=pooling)

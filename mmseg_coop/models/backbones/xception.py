@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from .._checks import check_positive
 
@@ -101,6 +102,37 @@ class XceptionBlock(nn.Module):
         out = self.conv1(self.relu(x))
         unstrided = self.relu_inplace(self.conv2(self.relu_inplace(out)))
         return self.conv3(unstrided) + self.shortcut(x), unstrided
+
+
+def _make_blocks(
+    depth: int, output_stride: int, norm_cfg: dict[str, Any]
+) -> tuple[list[XceptionBlock], list[tuple[int, int]], int]:
+    """The residual blocks, channels and stride of each level, and the last convolutions' rate."""
+    blocks, levels = [], []
+    channels, stride, dilation = _STEM_CHANNELS[-1], 2, 1
+    for planned in _plan(depth):
+        halves = planned.stride > 1
+        dilate = halves and stride == output_stride
+        blocks.append(
+            XceptionBlock(
+                in_channels=channels,
+                out_channels=planned.channels,
+                stride=1 if dilate else planned.stride,
+                dilation=dilation,
+                # By the plan's stride, not the one in use: the parameters stay the same.
+                project=halves or channels != planned.channels[-1],
+                norm_cfg=norm_cfg,
+            )
+        )
+        if halves:
+            levels.append((planned.channels[1], stride))
+            # Only the blocks that follow see the new stride, or the dilation in its place.
+            if dilate:
+                dilation *= planned.stride
+            else:
+                stride *= planned.stride
+        channels = planned.channels[-1]
+    return blocks, [*levels, (_EXIT_PLAIN[-1], stride)], dilation
 
 
 @MODELS.register_module()
@@ -230,36 +262,11 @@ class Xception(BaseModule):
             ConvModule(c1, c2, 3, padding=1, norm_cfg=norm_cfg),
         )
 
-        blocks: list[XceptionBlock] = []
-        channels, stride, dilation = c2, 2, 1
-        self._downsampling: list[bool] = []
-        level_channels, level_strides = [], []
-        for planned in _plan(depth):
-            halves = planned.stride > 1
-            dilate = halves and stride == output_stride
-            blocks.append(
-                XceptionBlock(
-                    in_channels=channels,
-                    out_channels=planned.channels,
-                    stride=1 if dilate else planned.stride,
-                    dilation=dilation,
-                    # By the plan's stride, not the one in use: the parameters stay the same.
-                    project=halves or channels != planned.channels[-1],
-                    norm_cfg=norm_cfg,
-                )
-            )
-            self._downsampling.append(halves)
-            if halves:
-                level_channels.append(planned.channels[1])
-                level_strides.append(stride)
-                # Only the blocks that follow see the new stride, or the dilation in its place.
-                if dilate:
-                    dilation *= planned.stride
-                else:
-                    stride *= planned.stride
-            channels = planned.channels[-1]
+        blocks, levels, dilation = _make_blocks(depth, output_stride, norm_cfg)
+        self._downsampling = [block.stride > 1 for block in _plan(depth)]
 
         exit_convs = []
+        channels = _EXIT_RESIDUAL[-1]
         for factor, out_channels in zip(multi_grid, _EXIT_PLAIN, strict=True):
             rate = dilation * factor
             exit_convs.append(
@@ -268,16 +275,14 @@ class Xception(BaseModule):
                 )
             )
             channels = out_channels
-        level_channels.append(channels)
-        level_strides.append(stride)
 
         num_entry = len(_ENTRY_BLOCKS[depth])
         self.entry_flow = nn.Sequential(*blocks[:num_entry])
         self.middle_flow = nn.Sequential(*blocks[num_entry:-1])
         self.exit_flow = nn.Sequential(blocks[-1], nn.Sequential(*exit_convs))
 
-        self.out_channels = tuple(level_channels[i] for i in self.out_indices)
-        self.strides = tuple(level_strides[i] for i in self.out_indices)
+        self.out_channels = tuple(levels[i][0] for i in self.out_indices)
+        self.strides = tuple(levels[i][1] for i in self.out_indices)
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -299,8 +304,8 @@ class Xception(BaseModule):
         levels.append(self._run(self.exit_flow[1], x))
         return tuple(levels[i] for i in self.out_indices)
 
+    @override
     def train(self, mode: bool = True) -> Xception:
-        """Set the training mode, except for what is frozen and, by ``norm_eval``, batch norm."""
         super().train(mode)
         self._freeze_stages()
         if mode and self.norm_eval:

@@ -15,6 +15,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class Fusion(BaseModule):
@@ -64,8 +65,8 @@ class SumFusion(Fusion):
     top and bottom rows of Table 1 (81.5 and 81.3). Its arguments are those of :class:`Fusion`.
     """
 
+    @override
     def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
-        """Merge; see the base class."""
         for feature in received:
             own = own + feature
         return own
@@ -88,8 +89,8 @@ class ConcatFusion(Fusion):
             act_cfg=self.act_cfg,
         )
 
+    @override
     def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
-        """Merge; see the base class."""
         return self.reduce(torch.cat([own, *received], dim=1))
 
 
@@ -108,8 +109,8 @@ class GatedFusion(Fusion):
             nn.Conv2d(2 * self.channels, self.channels, 1) for _ in range(self.num_received)
         )
 
+    @override
     def forward(self, own: Tensor, received: Sequence[Tensor]) -> Tensor:
-        """Merge; see the base class."""
         merged = own
         for gate, feature in zip(self.gates, received, strict=True):
             merged = merged + gate(torch.cat([own, feature], dim=1)).sigmoid() * feature

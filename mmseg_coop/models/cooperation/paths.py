@@ -62,20 +62,8 @@ def resolve_topology(
     return {receiver: senders for receiver, senders in senders_of.items() if senders}
 
 
-def build_fusion(fusion: dict[str, Any], **interface: Any) -> BaseModule:
-    """Build a fusion, with a readable error for an unknown type.
-
-    Args:
-        fusion: Config of the fusion.
-        interface: What the paths know and every fusion takes: channels, num_received, norm_cfg,
-            act_cfg.
-
-    Returns:
-        The fusion.
-
-    Raises:
-        ValueError: The type is missing or not registered.
-    """
+def _build_fusion(fusion: dict[str, Any], **interface: Any) -> BaseModule:
+    """Build a fusion from its config and from what the paths know and every fusion takes."""
     if 'type' not in fusion:
         raise ValueError(
             f"fusion={fusion!r} has no type; give one, such as dict(type='SumFusion')."
@@ -147,7 +135,7 @@ class CooperativePaths(BaseModule):
                     self.matchers[self._path(sender, receiver)] = ConvModule(
                         channels[sender], channels[receiver], 1, norm_cfg=norm_cfg, act_cfg=None
                     )
-            self.fusions[receiver] = build_fusion(
+            self.fusions[receiver] = _build_fusion(
                 fusion or dict(type='SumFusion'),
                 channels=channels[receiver],
                 num_received=len(senders),

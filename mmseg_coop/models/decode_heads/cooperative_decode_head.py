@@ -12,6 +12,7 @@ from mmseg.models.losses import accuracy
 from mmseg.models.utils import resize
 from mmseg.utils import SampleList
 from torch import Tensor
+from typing_extensions import override
 
 from ...errors import InputError
 from .._checks import check_fraction, check_losses, check_positive
@@ -94,43 +95,27 @@ class CooperativeDecodeHead(BaseDecodeHead):
             The logits, ``(N, num_classes, H, W)``.
         """
 
+    @override
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Run without partners.
-
-        Args:
-            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
-
-        Returns:
-            The logits, ``(N, num_classes, H, W)``.
-        """
         self.check_inputs(inputs)
         return run_in_step(dict(head=self.steps(inputs)))['head']
 
+    @override
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Losses, and the share of pixels that are right.
-
-        Args:
-            seg_logits: ``(N, num_classes, H, W)``, or ``(N, 1, H, W)`` with ``out_channels=1``.
-            batch_data_samples: Samples with ``gt_sem_seg``.
-
-        Returns:
-            Losses by name, and ``acc_seg``, in percent.
-        """
+        if self.out_channels > 1:
+            return super().loss_by_feat(seg_logits, batch_data_samples)
+        # The largest of a single logit is always class 0, so mmseg's acc_seg is that of class 0.
+        labels = self._stack_batch_gt(batch_data_samples)
+        seg_logits = resize(
+            seg_logits, size=labels.shape[2:], mode='bilinear', align_corners=self.align_corners
+        )
         losses = super().loss_by_feat(seg_logits, batch_data_samples)
-        if self.out_channels == 1:  # the largest of one logit, for mmseg, is always class 0
-            labels = self._stack_batch_gt(batch_data_samples)
-            logits = resize(
-                seg_logits,
-                size=labels.shape[2:],
-                mode='bilinear',
-                align_corners=self.align_corners,
-            )
-            probability = logits.detach().sigmoid()
-            losses['acc_seg'] = accuracy(
-                torch.cat([torch.full_like(probability, self.threshold), probability], dim=1),
-                labels.squeeze(1),
-                ignore_index=self.ignore_index,
-            )
+        probability = seg_logits.detach().sigmoid()
+        losses['acc_seg'] = accuracy(
+            torch.cat([torch.full_like(probability, self.threshold), probability], dim=1),
+            labels.squeeze(1),
+            ignore_index=self.ignore_index,
+        )
         return losses
 
     def check_inputs(self, inputs: Sequence[Tensor], network: str = '') -> None:
@@ -152,7 +137,8 @@ class CooperativeDecodeHead(BaseDecodeHead):
                     f'backbone returns {len(inputs)} levels; choose an index below that or extend '
                     "the backbone's out_indices."
                 )
-            if pyramid[index] != channels:
+            # While it is traced, a size is a tensor, and torch would warn about the comparison.
+            if not torch.jit.is_tracing() and pyramid[index] != channels:
                 raise InputError(
                     f'the decode head{where} was built for {channels} channels at level {index} of '
                     f'the feature pyramid, but the backbone returns {pyramid[index]} there (its '

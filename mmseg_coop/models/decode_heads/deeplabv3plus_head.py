@@ -15,6 +15,7 @@ from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from ...errors import InputError
 from .._checks import check_all_positive, check_positive
@@ -112,8 +113,8 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
         )
 
     @property
+    @override
     def site_channels(self) -> dict[str, tuple[int, ...]]:
-        """Channels at every site; see the base class."""
         return dict(
             input=(self.in_channels,),
             aspp=(self.channels,) * (len(self.aspp) + 1),
@@ -123,12 +124,9 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
         )
 
     @property
+    @override
     def input_channels(self) -> dict[int, int]:
-        """Channels expected at the two used levels of the feature pyramid."""
-        return {
-            self.in_index: self.in_channels,
-            self.low_level_index: self.low_level_in_channels,
-        }
+        return {self.in_index: self.in_channels, self.low_level_index: self.low_level_in_channels}
 
     def steps(self, inputs: Sequence[Tensor]) -> Steps:
         """Run DeepLabV3+, offering its maps after each layer; see the base class.

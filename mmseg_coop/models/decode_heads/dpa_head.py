@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
+from typing_extensions import override
 
 from .._checks import check_choice
 from ..attentions import ChannelPoolAttention, SpatialPoolAttention
@@ -62,7 +63,7 @@ class DPAHead(CooperativeDecodeHead):
     two 3x3 convolutions as in DANet, are joined and classified. The convolutions have 23.6 M
     parameters behind 2048 channels; ``convolutions='none'`` leaves them out. For the "multi-loss on
     the final outputs" (section 4.1.2) each branch has a classifier of its own as well, which runs
-    in training mode only.
+    in training mode only; losses then carry the output's name, such as ``spa.loss_ce``.
 
     Networks cooperate at the sites ``input`` (the head's input), ``attention_input`` (after the
     first convolution), ``attention`` and ``attention_output`` (after the second convolution), the
@@ -175,8 +176,8 @@ class DPAHead(CooperativeDecodeHead):
             self.conv_seg = nn.Conv2d(2 * channels, self.out_channels, 1)
 
     @property
+    @override
     def site_channels(self) -> dict[str, tuple[int, ...]]:
-        """Channels at every site; see the base class."""
         sites: dict[str, tuple[int, ...]] = dict(input=(self.in_channels,))
         if self.spa.conv_in is not None:
             sites['attention_input'] = (self.channels,) * 2
@@ -225,19 +226,10 @@ class DPAHead(CooperativeDecodeHead):
                     logits[name] = branch.conv_seg(feature)
         return logits
 
+    @override
     def loss_by_feat(
         self, seg_logits: Tensor | Mapping[str, Tensor], batch_data_samples: SampleList
     ) -> dict[str, Tensor]:
-        """Weighted losses of the outputs.
-
-        Args:
-            seg_logits: What the head returns. A single map is the fused output's.
-            batch_data_samples: Samples with ``gt_sem_seg``.
-
-        Returns:
-            Losses and accuracies, such as ``fused.loss_ce`` and ``spa.acc_seg``; without the
-            output's name if the head has the fused output only.
-        """
         if not isinstance(seg_logits, Mapping):
             seg_logits = dict(fused=seg_logits)
         losses: dict[str, Tensor] = {}
@@ -250,20 +242,10 @@ class DPAHead(CooperativeDecodeHead):
             losses.update(add_prefix(values, output) if len(self.loss_weights) > 1 else values)
         return losses
 
+    @override
     def predict_by_feat(
-        self,
-        seg_logits: Tensor | Mapping[str, Tensor],
-        batch_img_metas: list[dict[str, Any]],
+        self, seg_logits: Tensor | Mapping[str, Tensor], batch_img_metas: list[dict[str, Any]]
     ) -> Tensor:
-        """The fused logits at the size of the network's input.
-
-        Args:
-            seg_logits: What the head returns.
-            batch_img_metas: Meta information of the images, with ``img_shape`` or ``pad_shape``.
-
-        Returns:
-            ``(N, num_classes, H, W)``.
-        """
         if isinstance(seg_logits, Mapping):
             seg_logits = seg_logits['fused']
         return super().predict_by_feat(seg_logits, batch_img_metas)

@@ -10,6 +10,7 @@ from mmseg.models.segmentors import SegTTAModel
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor
+from typing_extensions import override
 
 from .cross_coop_encoder_decoder import CrossCoopEncoderDecoder
 
@@ -18,8 +19,9 @@ from .cross_coop_encoder_decoder import CrossCoopEncoderDecoder
 class CoopTTAModel(SegTTAModel):
     """Averages every output's class probabilities over the augmentations.
 
-    mmseg's ``SegTTAModel`` merges ``seg_logits``, hence the chosen output only. With a model that
-    is not a :class:`CrossCoopEncoderDecoder` this class is mmseg's.
+    mmseg's ``SegTTAModel`` merges ``seg_logits``, hence the chosen output only. Here a sample has
+    ``pred_sem_seg`` and ``pred_outputs``, but no logits. With a model that is not a
+    :class:`CrossCoopEncoderDecoder` this class is mmseg's.
 
     Args:
         module: The model, or its config.
@@ -31,15 +33,8 @@ class CoopTTAModel(SegTTAModel):
         if isinstance(self.module, CrossCoopEncoderDecoder):
             self.module.test_cfg.keep_logits = True
 
+    @override
     def merge_preds(self, data_samples_list: list[SampleList]) -> SampleList:
-        """Merge the predictions on all augmentations of each image.
-
-        Args:
-            data_samples_list: For each image, its samples, one an augmentation.
-
-        Returns:
-            One sample an image with ``pred_sem_seg`` and ``pred_outputs``.
-        """
         if not isinstance(self.module, CrossCoopEncoderDecoder):
             return super().merge_preds(data_samples_list)
         return [self._merge(samples) for samples in data_samples_list]

@@ -11,6 +11,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.utils import OptSampleList, SampleList
 from torch import Tensor
+from typing_extensions import override
 
 from ..cooperation.networks import ENSEMBLE
 
@@ -143,18 +144,10 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
                 outputs[ENSEMBLE] = outputs[ENSEMBLE] / len(names)
         return outputs
 
+    @override
     def val_step(self, data: dict[str, Any]) -> SampleList:
-        """Predict a batch.
-
-        Images of several sizes are predicted one by one: padded to one size, they would be
-        predicted differently, and mmseg's data preprocessor refuses them.
-
-        Args:
-            data: ``inputs``, the images, each ``(3, H, W)``, and their ``data_samples``.
-
-        Returns:
-            A sample an image, as described in the class.
-        """
+        # Images of several sizes one by one: padded to one size, they would be predicted
+        # differently, and mmseg's data preprocessor refuses them.
         if len({image.shape for image in data['inputs']}) == 1:
             return super().val_step(data)
         step = super().val_step
@@ -166,34 +159,17 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
 
     test_step = val_step
 
+    @override
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
-        """Logits of all networks at the size of the input.
-
-        Args:
-            inputs: Preprocessed images, ``(N, 3, H, W)``.
-            batch_img_metas: Meta information of the images.
-
-        Returns:
-            The networks' logits stacked along the channels, ``(N, num_networks * C, H, W)``.
-        """
         seg_logits = self.decode_head.predict(
             self.extract_feat(inputs), batch_img_metas, self.test_cfg
         )
         return torch.cat(list(seg_logits.values()), dim=1)
 
+    @override
     def postprocess_result(
         self, seg_logits: Tensor, data_samples: OptSampleList = None
     ) -> SampleList:
-        """Turn the stacked logits into samples with every output.
-
-        Args:
-            seg_logits: ``(N, num_networks * C, H, W)``.
-            data_samples: Samples whose metainfo tells padding, flip and original size. Defaults to
-                None: new samples at the size of the logits.
-
-        Returns:
-            Samples as described in the class.
-        """
         chosen = self.chosen_output
         outputs = self.split_outputs(seg_logits)
         maps: list[dict[str, Tensor]] = [{} for _ in seg_logits]

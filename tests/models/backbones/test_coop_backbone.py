@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import ClassVar
 
 import pytest
 import timm
@@ -8,6 +9,24 @@ import torch
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS  # noqa: F401  # registers the scope
 
 from mmseg_coop.models import CoopBackbone
+from tests.conftest import BACKBONES
+from tests.models.base import ModelSuite
+
+RESNET, MOBILENET = BACKBONES.values()
+
+
+def timm_backbone(name, out_indices=(1, 4), **arguments):
+    return dict(
+        type='TIMMBackbone',
+        model_name=name,
+        pretrained=False,
+        out_indices=out_indices,
+        **arguments,
+    )
+
+
+def normalized(**normalize):
+    return dict(normalize=normalize, input_normalize=dict(mean=[0], std=[1]))
 
 
 @pytest.mark.parametrize(
@@ -18,24 +37,9 @@ from mmseg_coop.models import CoopBackbone
             dict(type='mmpretrain.MobileNetV2', widen_factor=0.25, out_indices=(1, 6)),
             [(8, 16), (80, 2)],
         ),
+        (timm_backbone('efficientnet_lite0', output_stride=16), [(24, 16), (320, 4)]),
         (
-            dict(
-                type='TIMMBackbone',
-                model_name='efficientnet_lite0',
-                pretrained=False,
-                output_stride=16,
-                out_indices=(1, 4),
-            ),
-            [(24, 16), (320, 4)],
-        ),
-        (
-            dict(
-                type='TIMMBackbone',
-                model_name='swin_tiny_patch4_window7_224',
-                pretrained=False,
-                img_size=64,
-                out_indices=(0, 3),
-            ),
+            timm_backbone('swin_tiny_patch4_window7_224', img_size=64, out_indices=(0, 3)),
             [(96, 16), (768, 2)],
         ),
         (dict(type='Xception', depth=41, out_indices=(1, 4)), [(256, 16), (2048, 4)]),
@@ -43,8 +47,7 @@ from mmseg_coop.models import CoopBackbone
     ids=['mmseg, one level', 'mmpretrain', 'timm', 'timm, NHWC', 'ours'],
 )
 def test_backbones_of_all_libraries_fit(backbone, shapes):
-    resnet = dict(type='ResNetV1c', depth=18, stem_channels=8, base_channels=8, out_indices=(0, 3))
-    model = CoopBackbone(networks=dict(top=backbone, bottom=resnet)).eval()
+    model = CoopBackbone(networks=dict(top=backbone, bottom=RESNET)).eval()
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         pyramids = model(image)
@@ -53,22 +56,38 @@ def test_backbones_of_all_libraries_fit(backbone, shapes):
     assert [level.shape[1] for level in pyramids['bottom']] == [8, 64]
 
 
-@pytest.mark.parametrize(
-    ('normalize', 'input_normalize', 'message'),
-    [
-        (dict(left=dict(mean=[0], std=[1])), None, "unknown network 'left'.*'top'"),
-        (dict(top=dict(mean=[0], std=[1])), None, 'needs to know how the image was normalised'),
-        (dict(top=dict(mean=[0])), dict(mean=[0], std=[1]), 'a normalisation is dict'),
-        (dict(top=dict(mean=[0, 0], std=[1])), dict(mean=[0], std=[1]), 'one value a channel'),
-    ],
-)
-def test_wrong_normalisation_is_named(normalize, input_normalize, message):
-    with pytest.raises(ValueError, match=message):
-        CoopBackbone(
-            networks=dict(top=dict(type='ResNetV1c', depth=18)),
-            normalize=normalize,
-            input_normalize=input_normalize,
-        )
+class TestCoopBackbone(ModelSuite):
+    type = 'CoopBackbone'
+    arguments: ClassVar = dict(networks=dict(top=RESNET, bottom=MOBILENET))
+    variants: ClassVar = dict(
+        plain={},
+        single=dict(networks=dict(only=RESNET)),
+        normalize=dict(
+            normalize=dict(bottom=dict(mean=[0.5] * 3, std=[2.0] * 3)),
+            input_normalize=dict(mean=[0.0] * 3, std=[1.0] * 3),
+        ),
+    )
+    sizes = ((64, 64), (65, 97), (33, 50))
+    refusals = (
+        (dict(networks={}), 'networks is empty'),
+        (dict(networks=dict(ensemble=RESNET)), "'ensemble' cannot name a network"),
+        (normalized(left=dict(mean=[0], std=[1])), "unknown network 'left'.*'top'"),
+        (
+            dict(normalize=dict(top=dict(mean=[0], std=[1]))),
+            'needs to know how the image was normalised',
+        ),
+        (normalized(top=dict(mean=[0])), 'a normalisation is dict'),
+        (normalized(top=dict(mean=[0, 0], std=[1])), 'one value a channel'),
+        (normalized(top=dict(mean=[0.0], std=[0.0])), 'std=.* divides'),
+    )
+
+    def shapes(self, model, size, batch):
+        def at(stride):
+            return tuple(-(-length // stride) for length in size)
+
+        top, bottom = ((8, 4), (64, 16)), ((8, 4), (80, 32))
+        levels = (*top, *bottom) if len(model.networks) > 1 else top
+        return [(batch, channels, *at(stride)) for channels, stride in levels]
 
 
 def test_a_backbone_without_maps_is_named():

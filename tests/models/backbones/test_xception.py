@@ -2,20 +2,31 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import ClassVar
 
 import pytest
 import timm
 import torch
-from mmseg.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_coop.models.backbones.xception import Xception, convert_timm_state_dict
+from tests.models.base import ModelSuite
 
 CHANNELS = (128, 256, 728, 1024, 2048)
 STRIDES = {8: (2, 4, 8, 8, 8), 16: (2, 4, 8, 16, 16), 32: (2, 4, 8, 16, 32)}
 PARAMETERS = {41: 24_920_560, 65: 37_867_312, 71: 40_289_736}
 TOLERANCE = 1e-4
+
+
+def batch_norms(model):
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def rates_of(model):
+    """Dilations of the depthwise convolutions."""
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    return [conv.dilation[0] for conv in convs if conv.groups > 1]
 
 
 def relative_difference(ours, reference):
@@ -26,12 +37,11 @@ def relative_difference(ours, reference):
 
 @torch.no_grad()
 def randomize_batch_norm(model):
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-            nn.init.normal_(module.running_mean, std=0.2)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    for norm in batch_norms(model):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+        nn.init.normal_(norm.running_mean, std=0.2)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
 
 
 def timm_levels(model, x):
@@ -69,12 +79,14 @@ def test_levels_and_gradients_are_those_of_timm(pair, training):
     for model in pair:
         model.zero_grad()
         model.train(training)
-    x = torch.randn(2, 3, 65, 65, requires_grad=True)
+    x = torch.randn(2, 3, 33, 49, requires_grad=True)
     reference_x = x.detach().clone().requires_grad_()
 
     levels = ours(x)
     reference_levels = timm_levels(reference, reference_x)
     assert len(levels) == len(reference_levels) == 5
+    assert ours.out_channels == tuple(info['num_chs'] for info in reference.feature_info)
+    assert ours.strides == tuple(info['reduction'] for info in reference.feature_info)
     for level, reference_level in zip(levels, reference_levels, strict=True):
         assert level.shape == reference_level.shape
         assert relative_difference(level, reference_level) <= TOLERANCE
@@ -96,195 +108,18 @@ def test_levels_and_gradients_are_those_of_timm(pair, training):
         torch.testing.assert_close(buffer, buffers[name], rtol=TOLERANCE, atol=1e-6)
 
 
-def test_levels_are_timms_features_only():
-    reference = timm.create_model('xception41', features_only=True).eval()
-    ours = Xception(depth=41, output_stride=32).eval()
-    whole = timm.create_model('xception41').state_dict()
-    backbone = {key: value for key, value in whole.items() if not key.startswith('head')}
-    # The feature extractor flattens the names, but keeps the order.
-    reference.load_state_dict(dict(zip(reference.state_dict(), backbone.values(), strict=True)))
-    ours.load_state_dict(convert_timm_state_dict(whole))
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        for level, reference_level in zip(ours(x), reference(x), strict=True):
-            assert relative_difference(level, reference_level) <= TOLERANCE
-    assert tuple(reference.feature_info.channels()) == ours.out_channels
-    assert tuple(reference.feature_info.reduction()) == ours.strides
-
-
-@pytest.mark.parametrize('depth', [41, 65, 71])
-def test_number_of_parameters(depth):
-    with torch.device('meta'):
-        ours = Xception(depth=depth)
-        reference = timm.create_model(f'xception{depth}', num_classes=0)
-    count = sum(parameter.numel() for parameter in ours.parameters())
-    assert count == PARAMETERS[depth]
-    assert count == sum(parameter.numel() for parameter in reference.parameters())
-
-
-@pytest.mark.parametrize('size', [(65, 97), (64, 48)])
-@pytest.mark.parametrize('output_stride', [8, 16, 32])
-@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3, 4), (1, 4), (2,)])
-def test_declared_channels_and_strides(output_stride, out_indices, size):
-    with torch.device('meta'):
-        model = Xception(depth=41, output_stride=output_stride, out_indices=out_indices)
-        levels = model(torch.empty(2, 3, *size))
-    assert model.out_channels == tuple(CHANNELS[i] for i in out_indices)
-    assert model.strides == tuple(STRIDES[output_stride][i] for i in out_indices)
-    assert isinstance(levels, tuple)
-    assert len(levels) == len(out_indices)
-    for level, channels, stride in zip(levels, model.out_channels, model.strides, strict=True):
-        assert level.shape == (2, channels, *(-(-length // stride) for length in size))
-
-
-def test_built_from_registry_with_defaults():
-    with torch.device('meta'):
-        model = MODELS.build(dict(type='Xception'))
-    assert (model.out_channels, model.strides) == (CHANNELS, STRIDES[16])
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    assert {norm.eps for norm in norms} == {1e-3}
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ('norm_cfg', 'kind', 'eps'),
-    [
-        (dict(type='SyncBN', requires_grad=True), nn.SyncBatchNorm, 1e-3),
-        (dict(type='BN', eps=1e-5), nn.BatchNorm2d, 1e-5),
-    ],
-)
-def test_norm_cfg(norm_cfg, kind, eps):
-    given = copy.deepcopy(norm_cfg)
-    with torch.device('meta'):
-        model = Xception(depth=41, norm_cfg=norm_cfg)
-        names = Xception(depth=41).state_dict().keys()
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    assert all(isinstance(norm, kind) for norm in norms)
-    assert {norm.eps for norm in norms} == {eps}
-    assert norm_cfg == given
-    assert model.state_dict().keys() == names
-
-
-@pytest.mark.parametrize('depth', [41, 65, 71])
-def test_parameters_do_not_depend_on_output_stride(depth):
-    with torch.device('meta'):
-        shapes = [
-            {k: v.shape for k, v in Xception(depth=depth, output_stride=s).state_dict().items()}
-            for s in (8, 16, 32)
-        ]
-    assert shapes[0] == shapes[1] == shapes[2]
-
-
-def depthwise_dilations(module):
-    return [
-        conv.dilation[0]
-        for conv in module.modules()
-        if isinstance(conv, nn.Conv2d) and conv.groups > 1
-    ]
-
-
-@pytest.mark.parametrize(('output_stride', 'rate'), [(8, 4), (16, 2), (32, 1)])
-def test_multi_grid_scales_second_exit_block_only(output_stride, rate):
-    with torch.device('meta'):
-        plain = Xception(depth=41, output_stride=output_stride)
-        grid = Xception(depth=41, output_stride=output_stride, multi_grid=(1, 2, 4))
-        levels = grid(torch.empty(1, 3, 65, 65))
-    assert depthwise_dilations(plain.exit_flow[1]) == [rate, rate, rate]
-    assert depthwise_dilations(grid.exit_flow[1]) == [rate, 2 * rate, 4 * rate]
-    for part in ('entry_flow', 'middle_flow'):
-        assert depthwise_dilations(getattr(grid, part)) == depthwise_dilations(getattr(plain, part))
-    assert depthwise_dilations(grid.exit_flow[0]) == depthwise_dilations(plain.exit_flow[0])
-    assert levels[-1].shape[-1] == -(-65 // output_stride)
-
-
-def test_in_channels():
-    with torch.device('meta'):
-        assert Xception(depth=41, in_channels=4)(torch.empty(1, 4, 32, 32))[1].shape[1] == 256
-
-
-@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 3])
-def test_frozen_stages(frozen_stages):
-    model = Xception(depth=41, out_indices=(4,), frozen_stages=frozen_stages)
-    assert model.train() is model
-    before = copy.deepcopy(model.state_dict())
-    out = model(torch.randn(2, 3, 32, 32))[0]
-    if frozen_stages < 3:
-        out.square().mean().backward()
-    stages = ['stem', 'entry_flow', 'middle_flow', 'exit_flow']
-    for index, stage in enumerate(stages):
-        frozen = index <= frozen_stages
-        for parameter in getattr(model, stage).parameters():
-            assert parameter.requires_grad != frozen
-            assert (parameter.grad is None) == frozen
-        for name, module in getattr(model, stage).named_modules(prefix=stage):
-            if isinstance(module, _BatchNorm):
-                assert module.training != frozen
-                same = torch.equal(module.running_mean, before[f'{name}.running_mean'])
-                assert same == frozen
-
-
-def test_norm_eval():
-    model = Xception(depth=41, norm_eval=True).train()
-    assert model.training
-    assert not any(m.training for m in model.modules() if isinstance(m, _BatchNorm))
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not model.eval().training
-
-
-@pytest.mark.parametrize('frozen_stages', [-1, 0])
-def test_recomputation_gives_equal_gradients(frozen_stages):
-    plain = Xception(depth=41, frozen_stages=frozen_stages).train()
-    saving = Xception(depth=41, frozen_stages=frozen_stages, with_cp=True).train()
-    saving.load_state_dict(plain.state_dict())
-    calls = []
-    saving.middle_flow[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    x = torch.randn(2, 3, 33, 33)
-    for model in (plain, saving):
-        sum(level.square().mean() for level in model(x)).backward()
-    assert len(calls) == 2, 'the block was not recomputed'
-    for (name, parameter), recomputed in zip(
-        plain.named_parameters(), saving.parameters(), strict=True
-    ):
-        assert (parameter.grad is None) == (recomputed.grad is None)
-        if parameter.grad is not None:
-            torch.testing.assert_close(recomputed.grad, parameter.grad, msg=name)
-
-
-def test_default_initialisation():
-    model = Xception(depth=41).train()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(7)
-    model.init_weights()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            assert (module.weight == 1).all()
-            assert (module.bias == 0).all()
-        elif isinstance(module, nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.3)
-    # Batch norm's eps is small beside the variance it sees, so the signal keeps its size.
-    levels = model(torch.randn(2, 3, 65, 65))
-    assert all(0.1 < level.std() < 10 for level in levels)
-
-
-def test_pretrained_checkpoint(tmp_path):
-    reference = timm.create_model('xception41')
-    checkpoint = tmp_path / 'xception41.pth'
-    torch.save(convert_timm_state_dict(reference.state_dict()), checkpoint)
-    init_cfg = dict(type='Pretrained', checkpoint=str(checkpoint))
-    # Frozen parameters are loaded too.
-    model = Xception(depth=41, frozen_stages=1, init_cfg=init_cfg)
-    logging.getLogger('mmengine').setLevel(logging.WARNING)
-    model.init_weights()
-    expected = convert_timm_state_dict(reference.state_dict())
-    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
+class TestXception(ModelSuite):
+    type = 'Xception'
+    arguments: ClassVar = dict(depth=41, in_channels=4)
+    variants: ClassVar = dict(
+        stride16=dict(norm_eval=True),
+        stride8=dict(output_stride=8, multi_grid=(1, 2, 4)),
+        stride32=dict(output_stride=32, out_indices=(1, 4)),
+    )
+    sizes = ((33, 49), (64, 48))
+    refusals = (
         (dict(depth=50), r'depth must be one of \(41, 65, 71\), got 50'),
+        (dict(in_channels=0), 'in_channels=0 is not a positive integer'),
         (dict(output_stride=4), 'output_stride must be 8, 16 or 32, got 4'),
         (dict(out_indices=(1, 5)), r'levels from 0 to 4.*got \(1, 5\)'),
         (dict(out_indices=(-1,)), r'levels from 0 to 4.*got \(-1,\)'),
@@ -294,16 +129,118 @@ def test_pretrained_checkpoint(tmp_path):
         (dict(multi_grid=(1, 2)), r'three positive integers.*got \(1, 2\)'),
         (dict(multi_grid=(1, 2, 0)), r'three positive integers.*got \(1, 2, 0\)'),
         (dict(frozen_stages=4), 'frozen_stages must be -1 .* got 4'),
-    ],
-)
-def test_wrong_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Xception(**arguments)
+    )
 
+    def shapes(self, model, size, batch):
+        return [
+            (batch, channels, *(-(-length // stride) for length in size))
+            for channels, stride in zip(model.out_channels, model.strides, strict=True)
+        ]
 
-def test_positional_arguments_are_refused():
-    with pytest.raises(TypeError):
-        Xception(65)
+    @pytest.mark.parametrize('depth', [41, 65, 71])
+    def test_parameters_are_timms_at_every_stride(self, depth):
+        with torch.device('meta'):
+            reference = timm.create_model(f'xception{depth}', num_classes=0)
+            models = [Xception(depth=depth, output_stride=stride) for stride in STRIDES]
+        count = sum(parameter.numel() for parameter in reference.parameters())
+        shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in models]
+        assert shapes[0] == shapes[1] == shapes[2]
+        for model, strides in zip(models, STRIDES.values(), strict=True):
+            assert (model.out_channels, model.strides) == (CHANNELS, strides)
+            assert count == PARAMETERS[depth] == sum(p.numel() for p in model.parameters())
+
+    @pytest.mark.parametrize(
+        ('norm_cfg', 'kind', 'eps'),
+        [
+            ({}, nn.BatchNorm2d, 1e-3),
+            (dict(norm_cfg=dict(type='SyncBN', requires_grad=True)), nn.SyncBatchNorm, 1e-3),
+            (dict(norm_cfg=dict(type='BN', eps=1e-5)), nn.BatchNorm2d, 1e-5),
+        ],
+    )
+    def test_norm_cfg(self, norm_cfg, kind, eps):
+        given = copy.deepcopy(norm_cfg)
+        with torch.device('meta'):
+            norms = batch_norms(Xception(depth=41, **norm_cfg))
+        assert all(isinstance(norm, kind) for norm in norms)
+        assert {norm.eps for norm in norms} == {eps}
+        assert norm_cfg == given
+
+    @pytest.mark.parametrize(('output_stride', 'rate'), [(8, 4), (16, 2), (32, 1)])
+    def test_multi_grid_scales_the_second_exit_block_only(self, output_stride, rate):
+        with torch.device('meta'):
+            plain = Xception(depth=41, output_stride=output_stride)
+            grid = Xception(depth=41, output_stride=output_stride, multi_grid=(1, 2, 4))
+        assert rates_of(plain.exit_flow[1]) == [rate, rate, rate]
+        assert rates_of(grid.exit_flow[1]) == [rate, 2 * rate, 4 * rate]
+        assert rates_of(grid)[:-3] == rates_of(plain)[:-3]
+
+    @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 2, 3])
+    def test_frozen_stages(self, frozen_stages):
+        model = self.build(out_indices=(4,), frozen_stages=frozen_stages)
+        assert model.train() is model
+        before = copy.deepcopy(model.state_dict())
+        out = model(torch.randn(2, 4, 32, 32))[0]
+        if frozen_stages < 3:
+            out.square().mean().backward()
+        for index, stage in enumerate(('stem', 'entry_flow', 'middle_flow', 'exit_flow')):
+            frozen = index <= frozen_stages
+            for parameter in getattr(model, stage).parameters():
+                assert parameter.requires_grad != frozen
+                assert (parameter.grad is None) == frozen
+            for name, module in getattr(model, stage).named_modules(prefix=stage):
+                if isinstance(module, _BatchNorm):
+                    assert module.training != frozen
+                    same = torch.equal(module.running_mean, before[f'{name}.running_mean'])
+                    assert same == frozen
+
+    def test_norm_eval(self):
+        model = self.build(norm_eval=True).train()
+        assert model.training
+        assert not any(norm.training for norm in batch_norms(model))
+        assert not model.eval().training
+
+    @pytest.mark.parametrize('frozen_stages', [-1, 0])
+    def test_recomputation_gives_equal_gradients(self, frozen_stages):
+        plain = self.build(frozen_stages=frozen_stages).train()
+        saving = self.build(frozen_stages=frozen_stages, with_cp=True).train()
+        saving.load_state_dict(plain.state_dict())
+        calls = []
+        saving.middle_flow[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        x = torch.randn(2, 4, 33, 33)
+        for model in (plain, saving):
+            sum(level.square().mean() for level in model(x)).backward()
+        assert len(calls) == 2, 'the block was not recomputed'
+        expected = [parameter.grad for parameter in plain.parameters()]
+        assert (expected[0] is None) == (frozen_stages == 0)
+        torch.testing.assert_close([p.grad for p in saving.parameters()], expected)
+
+    def test_default_initialisation(self):
+        model = self.build().train()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(7)
+        model.init_weights()
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                assert (module.weight == 1).all()
+                assert (module.bias == 0).all()
+            elif isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.3)
+        # Batch norm's eps is small beside the variance it sees, so the signal keeps its size.
+        levels = model(torch.randn(2, 4, 65, 65))
+        assert all(0.1 < level.std() < 10 for level in levels)
+
+    def test_pretrained_checkpoint(self, tmp_path):
+        expected = convert_timm_state_dict(timm.create_model('xception41').state_dict())
+        checkpoint = str(tmp_path / 'xception41.pth')
+        torch.save(expected, checkpoint)
+        # Frozen parameters are loaded too.
+        init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+        model = self.build(in_channels=3, frozen_stages=1, init_cfg=init_cfg)
+        logging.getLogger('mmengine').setLevel(logging.WARNING)
+        model.init_weights()
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
 class TestConvertTimmStateDict:
