@@ -48,6 +48,17 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
+def ending(*suffixes: str) -> Callable[[str], str]:
+    """Type of an argument that names a file with one of these endings."""
+
+    def read(text: str) -> str:
+        if not text.endswith(suffixes):
+            raise argparse.ArgumentTypeError(f'takes a {" or ".join(suffixes)} file, not {text!r}')
+        return text
+
+    return read
+
+
 def size(text: str) -> tuple[int, int]:
     """Type of an argument that is a height and a width in pixels."""
     height, _, width = text.partition('x')
@@ -78,6 +89,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     '--jobs': dict(
         type=at_least(1), default=1, metavar='N', help='processes that share the work; default: 1'
     ),
+    '--json': dict(metavar='FILE', help='also write what was found to this file'),
     '--launcher': dict(
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
@@ -85,15 +97,24 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     # torch.distributed.launch passes it as an argument, torchrun as an environment variable.
     '--local-rank': dict(type=int, default=0, help=argparse.SUPPRESS),
+    '--max-images': dict(type=at_least(1), metavar='N', help='stop after N images; default: all'),
     '--out': dict(help='file or folder to write'),
     '--outputs': dict(
         nargs='+', metavar='NAME', help='outputs such as top or ensemble; default: all'
     ),
+    '--repeats': dict(type=at_least(1), default=5, help='timed rounds; default: 5'),
     '--size': dict(
         type=size, metavar='HxW', help='size of the image; default: that of the training'
     ),
+    '--split': dict(choices=['val', 'test'], default='test', help='data; default: %(default)s'),
+    '--threads': dict(type=at_least(1), help="CPU threads; default: torch's choice"),
     '--work-dir': dict(help='where the run writes; default: work_dirs/NAME_OF_CONFIG'),
 }
+#: What the tools take that evaluate a checkpoint.
+EVALUATION = (
+    *('config', 'checkpoint', '--split', '--max-images', '--out', '--force'),
+    *('--device', '--cfg-options'),
+)
 #: What train and test take alike.
 RUN = ('--work-dir', '--cfg-options', '--launcher', '--data-faults', '--local-rank')
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
 from torch import Tensor
+from typing_extensions import override
 
-from mmseg_coop.analysis.measure import choose_device
-from mmseg_coop.apis import check_data
-from mmseg_coop.apis.model import load_model
-from mmseg_coop.config import load_config
-from mmseg_coop.evaluation import CoopIoUMetric
+from ..apis import check_data, load_model
+from ..config import load_config
+from ..errors import ConfigError, DataError
+from ..evaluation import CoopIoUMetric
+from .measure import choose_device
 
-#: What the metric calls the only output of a model without names.
+#: What the only output of a model without names is called.
 PREDICTION = 'prediction'
 
 
@@ -42,23 +41,23 @@ class ConfusionMatrixMetric(CoopIoUMetric):
         mask = label != ignore_index
         predictions, labels = pred_label[mask].long(), label[mask].long()
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise ValueError(
+            raise DataError(
                 f'labels from {int(labels.min())} to {int(labels.max())}, but there are '
                 f'{num_classes} classes; run check_dataset.py.'
             )
         pairs = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
         return (pairs.reshape(num_classes, num_classes).cpu().numpy(),)
 
+    @override
     def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
-        """Count a batch and add it to what was counted before, so that memory stays small."""
         super().process(data_batch, data_samples)
-        total = {
-            name: (sum(result[name][0] for result in self.results),) for name in self.results[0]
-        }
-        self.results = [total]
+        # Added to what was counted before, so that memory stays small.
+        self.results = [
+            {name: (sum(result[name][0] for result in self.results),) for name in self.results[0]}
+        ]
 
+    @override
     def compute_metrics(self, results: list[Any]) -> dict[str, Any]:
-        """Confusion matrices by output."""
         matrices = {name: matrix for name, (matrix,) in results[0].items()}
         if len(matrices) > 1:
             matrices.pop('')  # it repeats one of the named outputs
@@ -75,72 +74,67 @@ class Subject(NamedTuple):
     ignore_index: int
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what tools that evaluate a checkpoint have in common."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--split', choices=('val', 'test'), default='test', help='data; default: test'
-    )
-    parser.add_argument(
-        '--max-images', type=int, metavar='N', help='stop after N images; default: all'
-    )
-    parser.add_argument(
-        '--out-dir',
-        type=Path,
-        metavar='DIR',
-        help='where to write; default: a folder named after the tool in the work directory of the '
-        'config',
-    )
-    parser.add_argument('--force', action='store_true', help='replace files that exist')
-    parser.add_argument('--device', help='cpu, cuda or cuda:N; default: cuda where there is one')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
-
-
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Read the command line and check what :func:`add_arguments` has added."""
-    args = parser.parse_args()
-    if args.max_images is not None and args.max_images < 1:
-        parser.error(f'--max-images has to be at least 1, not {args.max_images}')
-    return args
-
-
-def load(args: argparse.Namespace) -> Subject:
-    """Build the model, load its weights and open its data.
+def open_model(
+    config: str,
+    checkpoint: str,
+    *,
+    split: str = 'test',
+    device: str | None = None,
+    cfg_options: Mapping[str, Any] | Sequence[str] | None = None,
+) -> Any:
+    """Build a model with the weights of a checkpoint and check the data it is run on.
 
     Args:
-        args: The command line.
+        config: Config file.
+        checkpoint: Checkpoint file.
+        split: Whose data. Defaults to ``'test'``.
+        device: Where the model goes. Defaults to None: CUDA where there is one.
+        cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
+
+    Returns:
+        The model, which holds the config as ``cfg``, see :func:`load_model`.
 
     Raises:
-        FileNotFoundError: The config, the checkpoint or the data do not exist.
-        ValueError: The config has no such split or is evaluated by another metric, the weights do
-            not fit, or there is no such device.
+        CoopError: The config, the data, the weights or the device do not fit.
+        OSError: A file does not exist or cannot be read.
     """
-    cfg = load_config(args.config, cfg_options=args.cfg_options)
-    loader_cfg, evaluator = (
-        cfg.get(f'{args.split}_{what}') for what in ('dataloader', 'evaluator')
-    )
-    if loader_cfg is None or evaluator is None:
-        raise ValueError(f'{args.config} has no {args.split}_dataloader or {args.split}_evaluator.')
+    cfg = load_config(config, cfg_options=cfg_options)
+    if cfg.get(f'{split}_dataloader') is None:
+        raise ConfigError(f'{config} has no {split}_dataloader.')
+    check_data(cfg, splits=(split,))
+    return load_model(cfg, checkpoint, device=choose_device(device))
+
+
+def open_subject(config: str, checkpoint: str, *, split: str = 'test', **options: Any) -> Subject:
+    """Build a model with its weights and open its data.
+
+    Args:
+        config: Config file.
+        checkpoint: Checkpoint file.
+        split: Data to evaluate it on. Defaults to ``'test'``.
+        **options: As of :func:`open_model`.
+
+    Raises:
+        ConfigError: The config has no such split or is evaluated by another metric.
+        CoopError, OSError: See :func:`open_model`.
+    """
+    model = open_model(config, checkpoint, split=split, **options)
+    evaluator = model.cfg.get(f'{split}_evaluator') or []
     evaluators = evaluator if isinstance(evaluator, list) else [evaluator]
     settings = [e for e in evaluators if e['type'] in ('IoUMetric', 'CoopIoUMetric')]
     if not settings:
-        raise ValueError(
-            f'{args.split}_evaluator is {[e["type"] for e in evaluators]}; this tool takes its '
+        raise ConfigError(
+            f'{split}_evaluator is {[e["type"] for e in evaluators]}; this tool takes its '
             'pairs of prediction and label from IoUMetric or CoopIoUMetric.'
         )
-    check_data(cfg, splits=(args.split,))
-    model = load_model(cfg, args.checkpoint, device=choose_device(args.device))
-    loader = Runner.build_dataloader(loader_cfg, seed=0)
-    if not loader.dataset.metainfo.get('classes'):
-        raise ValueError(f'{type(loader.dataset).__name__} names no classes.')
-    return Subject(
-        cfg,
-        model,
-        loader,
-        list(loader.dataset.metainfo['classes']),
-        settings[0].get('ignore_index', 255),
-    )
+    loader = Runner.build_dataloader(model.cfg[f'{split}_dataloader'], seed=0)
+    classes = loader.dataset.metainfo.get('classes')
+    if not classes:
+        raise ConfigError(
+            f'{type(loader.dataset).__name__} names no classes; set metainfo=dict(classes=…).'
+        )
+    ignore_index = settings[0].get('ignore_index', 255)
+    return Subject(model.cfg, model, loader, list(classes), ignore_index)
 
 
 def evaluate(subject: Subject, max_images: int | None, title: str) -> dict[str, np.ndarray]:

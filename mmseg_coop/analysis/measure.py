@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
+import json
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 
-_STATUS, _CLEAR_REFS = Path('/proc/self/status'), Path('/proc/self/clear_refs')
+from ..errors import ConfigError
 
 
 def choose_device(text: str | None) -> torch.device:
@@ -21,17 +23,26 @@ def choose_device(text: str | None) -> torch.device:
         text: Its name; None takes CUDA where there is one.
 
     Raises:
-        ValueError: There is no such device.
+        ConfigError: There is no such device.
     """
     try:
         device = torch.device(text or ('cuda' if torch.cuda.is_available() else 'cpu'))
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # no such device, or torch is without CUDA
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise ConfigError(
             f'--device {text!r} cannot be used here: {reason} It takes cpu, cuda or cuda:N.'
         ) from error
     return device
+
+
+def describe(device: torch.device) -> str:
+    """Say what figures were measured on."""
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f'CPU, {torch.get_num_threads()} threads of {os.cpu_count()}'
+    return f'{name}, torch {torch.__version__}'
 
 
 def interleaved_seconds(
@@ -74,18 +85,16 @@ def median_ratio(numerator: list[float], *denominators: list[float]) -> float:
     return statistics.median(first / sum(others) for first, *others in rounds)
 
 
-def peak_bytes(function: Callable[[], object], device: torch.device) -> int | None:
-    """Peak of the memory that a function takes beyond what is held before it.
+def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
+    """Peak of the memory that PyTorch allocates beyond what is held before.
+
+    On the CPU it is read from the profiler's record of every allocation. The size of the process
+    would also hold what the C library keeps of freed tensors, as much as small functions need.
 
     Args:
         function: What to measure.
         device: Where it runs.
-
-    Returns:
-        Bytes: of the CUDA allocator, or of the process as the kernel counts it. None where neither
-        can be read (CPU on other systems than Linux).
     """
-    gc.collect()
     if device.type == 'cuda':
         _synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -93,23 +102,20 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int | No
         function()
         _synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    if not _CLEAR_REFS.exists():
-        return None
-    # What former calls freed may still lie in the process; it would hide what this one takes.
-    malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-    if malloc_trim is not None:
-        malloc_trim(0)
-    _CLEAR_REFS.write_text('5')  # resets the high-water mark to the present size
-    before = _status_bytes('VmRSS')
-    function()
-    return max(0, _status_bytes('VmHWM') - before)
+    os.environ.setdefault('KINETO_LOG_LEVEL', '6')  # the profiler talks at its start and its end
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as record:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'trace.json'
+        record.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())['traceEvents']
+    events = [event['args'] for event in events if event['name'] == '[memory]']
+    events.sort(key=lambda event: event['Ev Idx'])
+    return max(accumulate((event['Bytes'] for event in events), initial=0))
 
 
 def _synchronize(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
-
-
-def _status_bytes(key: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f'{key}:'))
-    return int(line.split()[1]) * 1024

@@ -1,13 +1,13 @@
-"""What the tools of this folder share: CSV, files that overwrite nothing, pictures."""
+"""What the tools write: files that overwrite nothing, and figures."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use('Agg')  # no display is needed
 import matplotlib.pyplot as plt  # reads the backend when it is imported
@@ -23,29 +23,46 @@ plt.rcParams.update(
 )
 
 
-def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    """Write a table."""
-    with path.open('w', newline='') as file:
-        csv.writer(file).writerows(rows)
-
-
-def claim(*paths: Path, force: bool) -> None:
+def claim(*paths: Path | None, force: bool) -> None:
     """Make the folders of files that are going to be written.
 
     Args:
-        *paths: The files.
+        *paths: The files; None is passed over.
         force: Whether they may replace others.
 
     Raises:
         FileExistsError: One of them is there already.
     """
-    for path in paths:
+    files = [path for path in paths if path is not None]
+    for path in files:
         if path.is_dir() or (path.exists() and not force):
             raise FileExistsError(
                 f'{str(path)!r} exists; add --force to replace it, or name another place.'
             )
-    for path in paths:
+    for path in files:
         path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def grouped_bars(
+    axis: Any,
+    bars: Mapping[str, Sequence[float] | np.ndarray],
+    names: Sequence[str],
+    *,
+    horizontal: bool = False,
+) -> None:
+    """Draw a group of bars at every name, one of each series.
+
+    Args:
+        axis: Where to draw.
+        bars: A value for every name, by the label of the series.
+        names: Names of the groups.
+        horizontal: Whether bars lie. Defaults to False: they stand.
+    """
+    width = 0.8 / len(bars)
+    for index, (label, values) in enumerate(bars.items()):
+        places = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * width
+        (axis.barh if horizontal else axis.bar)(places, values, width, label=label)
+    (axis.set_yticks if horizontal else axis.set_xticks)(range(len(names)), names)
 
 
 def save(figure: Any, path: Path) -> None:

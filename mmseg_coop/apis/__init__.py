@@ -2,11 +2,12 @@
 
 from .data_check import check_data
 from .launch import build_runner, lock_work_dir
-from .model import load_model, require_file
+from .model import build_model, load_model, require_file
 from .testing import prepare_test, test
 from .training import prepare_training, train
 
 __all__ = [
+    'build_model',
     'build_runner',
     'check_data',
     'load_model',

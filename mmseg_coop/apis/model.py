@@ -15,7 +15,7 @@ from mmseg.models import BaseSegmentor
 from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
-from ..config import forget_pretrained
+from ..config import config_errors, forget_pretrained
 from ..datasets.faults.walk import iter_datasets
 from ..errors import CheckpointError, ConfigError, first_few
 
@@ -45,10 +45,7 @@ def load_model(
         ConfigError: Nothing names the classes.
     """
     require_file(checkpoint)
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    # The checkpoint brings all weights: pretrained ones need not be there.
-    forget_pretrained(cfg.model)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model = revert_sync_batchnorm(build_model(cfg))
     content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     _load_weights(model, content.get('state_dict', content), checkpoint)
     model.dataset_meta = _dataset_meta(content.get('meta', {}), cfg)
@@ -59,6 +56,21 @@ def load_model(
     ]
     model.cfg = cfg
     return model.to(device).eval()
+
+
+def build_model(cfg: Config) -> BaseSegmentor:
+    """Build the model of a config for whoever brings all weights, or needs none.
+
+    Args:
+        cfg: Config, whose model comes to load no pretrained weights.
+
+    Raises:
+        ConfigError: A part of the model cannot be built.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    forget_pretrained(cfg.model)
+    with config_errors(cfg):
+        return MODELS.build(cfg.model)
 
 
 def require_file(checkpoint: str) -> None:

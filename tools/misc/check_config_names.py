@@ -11,13 +11,13 @@ Exits with 1 and one line per disagreement, naming the file and the field.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmseg_coop_cli import Parser, program
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAMMAR = '{method}_{networks}-{details}_{GPUs}xb{batch}-{iterations}_{dataset}-{crop}.py'
@@ -63,7 +63,7 @@ def say_size(size: object) -> str:
     return 'x'.join(map(str, size)) if isinstance(size, (list, tuple)) else f'{size}x{size}'
 
 
-def find_crops(cfg: ConfigDict) -> set[str]:
+def find_crops(cfg: Any) -> set[str]:
     """Return the sizes of all training crops, and the size to which the model pads them."""
     sizes = [*find_all(cfg.get('train_dataloader'), 'crop_size'), cfg.get('crop_size')]
     sizes += find_all(cfg.get('model', {}).get('data_preprocessor'), 'size')
@@ -90,6 +90,8 @@ def check_name(path: Path) -> Iterator[str]:
 
 def check_content(path: Path, name: re.Match[str]) -> Iterator[str]:
     """Yield in what the config at ``path``, resolved, disagrees with its name."""
+    from mmengine.config import Config  # slow to import, and --help does without
+
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # a config is code: anything may be wrong with it
@@ -111,13 +113,13 @@ def check_content(path: Path, name: re.Match[str]) -> Iterator[str]:
             yield f'{field}: the name says {said}, the config has {", ".join(sorted(values))}'
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+def main(argv: Sequence[str] | None = None) -> None:
+    """Check all configs of a folder."""
+    parser = Parser(__doc__)
     parser.add_argument(
         'folder', nargs='?', type=Path, default=ROOT / 'configs', help='default: %(default)s'
     )
-    folder = parser.parse_args().folder
+    folder = parser.parse_args(argv).folder
     if not folder.is_dir():
         parser.error(f'{folder} is not a folder: name one that holds configs')
     paths = [
@@ -137,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    program(main)

@@ -13,13 +13,11 @@ project.
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmseg_coop.analysis.tables import markdown, read_models
+from mmseg_coop_cli import Parser, program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,27 +37,30 @@ def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -
         Markdown, a row a config.
 
     Raises:
-        ValueError: A path does not exist, a result has an unknown source, or is derived without
+        ConfigError: A path does not exist, a result has an unknown source, or is derived without
             saying from what.
     """
+    from mmseg_coop.analysis.tables import markdown, read_models
+    from mmseg_coop.errors import ConfigError
+
     rows = [['config', 'data', 'parameters (M)', 'GMAC (input)', 'mIoU', 'source']]
     for metafile, model in read_models(metafiles):
         if only_with_results and not model.get('Results'):
             continue
         config = ROOT / model['Config']
         if not config.is_file():
-            raise ValueError(f'{metafile}: config {model["Config"]!r} does not exist.')
+            raise ConfigError(f'{metafile}: config {model["Config"]!r} does not exist.')
         metadata = model['Metadata']
         metrics, sources, data = [], [], config.stem.split('_')[-1].split('-')[0]
         for result in model.get('Results', []):
             if result['Source'] not in SOURCES:
-                raise ValueError(
+                raise ConfigError(
                     f'{metafile}: source {result["Source"]!r} of {model["Name"]} is none of '
                     f'{", ".join(SOURCES)}.'
                 )
             derivation = result.get('Derivation')
             if (result['Source'] == 'derived') != (derivation is not None):
-                raise ValueError(
+                raise ConfigError(
                     f'{metafile}: a result of {model["Name"]} is {result["Source"]!r} with '
                     f'Derivation {derivation!r}; what is derived says from what, and nothing else.'
                 )
@@ -77,50 +78,34 @@ def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -
     return markdown(rows, right=(2, 3))
 
 
-def with_table(readme: str, new: str) -> str:
-    """Put a table between the marks of a README.
-
-    Args:
-        readme: Text with the marks.
-        new: The table.
-
-    Returns:
-        The text with the new table.
-
-    Raises:
-        ValueError: A mark is missing.
-    """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f'the marks {BEGIN!r} and {END!r} are missing.')
-    return f'{before}{BEGIN}\n\n{new}\n\n{END}{after}'
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write or check the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument('--check', action='store_true', help='write nothing, fail where stale')
-    check = parser.parse_args().check
-    stale = []
+    check = parser.parse_args(argv).check
+
+    from mmseg_coop.errors import ConfigError
+
     metafiles = sorted(ROOT.glob('configs/*/metafile.yml'))
     sources = {file.with_name('README.md'): [file] for file in metafiles}
     sources[ROOT / 'README.md'] = metafiles
+    stale = []
     for readme, files in sources.items():
-        try:
-            old = readme.read_text()
-            rows = table(files, readme, only_with_results=readme.parent == ROOT)
-            new = with_table(old, rows)
-        except (ValueError, FileNotFoundError) as error:
-            sys.exit(f'error: {readme.relative_to(ROOT)}: {error}')
+        old = readme.read_text('utf-8')
+        rows = table(files, readme, only_with_results=readme.parent == ROOT)
+        before, begin, rest = old.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not begin or not end:
+            raise ConfigError(f'{readme}: the marks {BEGIN!r} and {END!r} are missing.')
+        new = f'{before}{BEGIN}\n\n{rows}\n\n{END}{after}'
         if new != old:
             stale.append(str(readme.relative_to(ROOT)))
             if not check:
-                readme.write_text(new)
+                readme.write_text(new, 'utf-8')
     if check and stale:
-        sys.exit(f'error: stale tables in {", ".join(stale)}; run python {Path(__file__).name}')
+        raise ConfigError(f'stale tables in {", ".join(stale)}; run tools/misc/make_tables.py')
     print(f'{"checked" if check else "wrote"} the tables; {len(stale)} changed')
 
 
 if __name__ == '__main__':
-    main()
+    program(main)

@@ -1,0 +1,452 @@
+"""Sets measured figures beside those that the papers print, table by table."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..engine.config_text import read_config
+from ..errors import ConfigError, DataError
+from .report import claim, plt, save
+from .tables import markdown, read_models, write_csv
+
+FILE_NAME = 'iou.jsonl'
+NOT_RUN = 'not run'
+KEYS = ('split', 'iteration', 'config', 'seed', 'output', 'classes', 'outputs')
+COLORS = dict(paper='#9a9a9a', measured='#0072b2')
+
+
+def paper_tables(
+    work_dirs: Sequence[str] = (),
+    *,
+    root: Path,
+    tables: str = 'all',
+    csv: str | None = None,
+    png: str | None = None,
+    force: bool = False,
+    unfinished: bool = False,
+    server: Sequence[str] = (),
+) -> None:
+    """Print the tables of the papers with the figures of runs.
+
+    Args:
+        work_dirs: Where runs have written. Defaults to none.
+        root: The folder with the project's ``configs`` and ``tools``.
+        tables: A paper, see ``paper_tables.yml``. Defaults to ``'all'``.
+        csv: File that gets one line a figure. Defaults to None.
+        png: File that gets a bar chart of mIoU. Defaults to None.
+        force: Whether to replace files. Defaults to False.
+        unfinished: Whether to take runs that are not finished as well. Defaults to False.
+        server: ``CONFIG=MIOU`` each, as a test server has measured it. Defaults to none.
+
+    Raises:
+        ConfigError: A run or a server's figure belongs to no row.
+        DataError: A run has no results, or they are damaged, from several runs or not the last.
+        OSError: There is no such run, or a file would be replaced.
+    """
+    files = [Path(name) if name else None for name in (csv, png)]
+    claim(*files, force=force)
+    known = read_tables(root)
+    seen = set()
+    for work_dir in map(Path, work_dirs):
+        if work_dir.resolve() in seen:
+            raise ConfigError(f'work dir {str(work_dir)!r} is given twice.')
+        seen.add(work_dir.resolve())
+        fill(known, read_run(work_dir, unfinished=unfinished))
+    fill_server(known, server)
+    for table in known:  # rows that the paper does not have and nobody has run
+        table.rows = [row for row in table.rows if row.printed or row.measured['mIoU']]
+    chosen = [table for table in known if tables in ('all', table.paper)]
+    if files[0]:
+        write_csv(files[0], csv_rows(chosen))
+    if files[1]:
+        draw([table for table in chosen if not table.quantities], files[1])
+    print(page(chosen))
+
+
+class Run(NamedTuple):
+    """The best validation of a run: of every output ``mIoU`` and ``IoU``, in percent."""
+
+    work_dir: Path
+    config: str
+    classes: list[str]
+    chosen: str
+    outputs: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Row:
+    """A row of a table.
+
+    Attributes:
+        cells: What stands in its first columns.
+        config: Name of the config that runs it; None for another author's method.
+        output: Output whose figure it is; None for the chosen one.
+        printed: The paper's figure for each quantity (one of the table's, or name of a class).
+        measured: Those of each run.
+        derivation: How the figure is derived from the paper's text; None if the paper prints it.
+        note: What to know about the paper's figures.
+    """
+
+    cells: list[str]
+    config: str | None
+    output: str | None
+    printed: dict[str, float]
+    measured: dict[str, list[float]]
+    derivation: str | None
+    note: str | None
+
+
+@dataclass
+class Table:
+    """A table of a paper.
+
+    Attributes:
+        paper: Key of the paper.
+        heading: Title of the paper.
+        number: Its number there.
+        title: What it shows.
+        columns: Headings of the rows' cells.
+        quantities: Headings of the figures, where they are not mIoU. Such are not measured here.
+        classes: Headings by name of the class.
+        per_class: Whether the classes have columns.
+        server: Whether a server measures it.
+        rows: The rows.
+        note: What to know about the table.
+    """
+
+    paper: str
+    heading: str
+    number: int
+    title: str
+    columns: list[str]
+    quantities: list[str]
+    classes: dict[str, str]
+    per_class: bool
+    server: bool
+    rows: list[Row]
+    note: str | None
+
+    def label(self, row: Row) -> str:
+        """Name of a row in one line."""
+        cells = zip(self.columns, row.cells, strict=True)
+        words = [column if cell == 'yes' else cell for column, cell in cells]
+        return ', '.join(word for word in words if word) or 'none'
+
+
+def read_tables(root: Path) -> list[Table]:
+    """Read the tables of all papers, without measured figures; further rows included."""
+    data = yaml.safe_load((root / 'tools/analysis_tools/paper_tables.yml').read_text('utf-8'))
+    results = {
+        (model['Name'], result['Dataset']): result
+        for _, model in read_models(root.glob('configs/*/metafile.yml'))
+        for result in model.get('Results', [])
+        if result['Source'] in ('paper', 'derived')
+    }
+    tables = []
+    for paper, content in data['papers'].items():
+        for entry in content['tables']:
+            classes = data['classes'].get(entry.get('classes'), {})
+            quantities = entry.get('quantities', [])
+            rows = []
+            for row in (*entry['rows'], *entry.get('further', ())):
+                printed, derivation = row.get('printed'), row.get('derivation')
+                known = results.get((row.get('config'), entry.get('dataset')))
+                if printed is None and known and row in entry['rows']:
+                    # `mIoU` alone: the paper does not say of which network it is.
+                    metrics = known['Metrics']
+                    printed = metrics.get(f'{row.get("output")} mIoU', metrics.get('mIoU'))
+                    derivation = known.get('Derivation')
+                figures = dict(zip(quantities, printed, strict=True)) if quantities else {}
+                if not quantities and printed is not None:
+                    figures['mIoU'] = printed
+                figures.update(zip(classes, row.get('IoU', ()), strict=False))
+                measured: dict[str, list[float]] = {key: [] for key in ('mIoU', *classes)}
+                about = row.get('config'), row.get('output')
+                rows.append(
+                    Row(row['cells'], *about, figures, measured, derivation, row.get('note'))
+                )
+            tables.append(
+                Table(
+                    paper=paper,
+                    heading=content['title'],
+                    number=entry['number'],
+                    title=entry['title'],
+                    columns=entry['columns'],
+                    quantities=quantities,
+                    classes=classes,
+                    per_class=any('IoU' in row for row in entry['rows']),
+                    server=entry.get('server', False),
+                    rows=rows,
+                    note=entry.get('note'),
+                )
+            )
+    return tables
+
+
+def read_validations(work_dir: Path) -> list[dict[str, Any]]:
+    """Read the validations of a run, the lines of ``iou.jsonl``, oldest first."""
+    file = work_dir / FILE_NAME
+    if not work_dir.is_dir():
+        raise FileNotFoundError(f'work dir {str(work_dir)!r} does not exist.')
+    if not file.is_file():
+        raise FileNotFoundError(
+            f'{work_dir} holds no results: there is no {FILE_NAME}. RecordIoUHook writes it when '
+            'a run with CoopIoUMetric is validated; both are in the shipped configs.'
+        )
+    validations = []
+    for number, text in enumerate(file.read_text('utf-8', errors='replace').splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            missing = [key for key in KEYS if key not in line]
+            if missing:
+                raise ValueError(f'it lacks {", ".join(missing)}')
+            for name, output in line['outputs'].items():
+                if len(output['IoU']) != len(line['classes']) or not math.isfinite(output['mIoU']):
+                    raise ValueError(f'output {name!r} has not one IoU a class')
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f'line {number} of {file} is cut short or damaged ({error}). Was the run stopped '
+                'while it wrote? Remove the line, and resume the run if it is not finished.'
+            ) from None
+        if line['split'] == 'val' and line['iteration'] is not None:  # of a training
+            validations.append(line)
+    if not validations:
+        raise DataError(f'{file} holds no validation, hence no results; train with validation.')
+    return validations
+
+
+def read_run(work_dir: Path, *, unfinished: bool) -> Run:
+    """Read the best validation of a run, which may still have iterations to go if it says so."""
+    file = work_dir / FILE_NAME
+    validations = read_validations(work_dir)
+    first = validations[0]
+    for line, after in itertools.pairwise(validations):
+        # A resumed run may get another seed and go back a little; another run starts again.
+        restart = line['seed'] != after['seed'] and after['iteration'] <= first['iteration']
+        if restart or line['config'] != after['config']:
+            raise DataError(
+                f'{file} holds several runs: {line["config"]} with seed {line["seed"]}, then '
+                f'{after["config"]} with seed {after["seed"]}. Give each run a work dir of its own.'
+            )
+    # What a resumed run has evaluated again is void, since it went on from before.
+    standing: list[dict[str, Any]] = []
+    for line in validations:
+        standing = [old for old in standing if old['iteration'] < line['iteration']] + [line]
+    last = standing[-1]
+    end = last_iteration(work_dir / f'{last["config"]}.py')
+    if end is not None and last['iteration'] < end:
+        progress = f'{work_dir}: validated at iteration {last["iteration"]} of {end}'
+        if not unfinished:
+            raise DataError(
+                f'{progress}, so the run is not finished. Resume it, or take it as it is with '
+                '--unfinished.'
+            )
+        print(f'note: {progress}', file=sys.stderr)
+    for line in standing:
+        if line.get('images_left_out'):
+            raise DataError(
+                f'{file}: the validation at iteration {line["iteration"]} left out '
+                f'{line["images_left_out"]} images, so it is not that of the papers. Restore the '
+                'files and evaluate again.'
+            )
+        if line['output'] not in line['outputs']:
+            raise DataError(f'{file}: no figures of output {line["output"]!r}.')
+    best = max(standing, key=lambda line: line['outputs'][line['output']]['mIoU'])
+    return Run(work_dir, best['config'], best['classes'], best['output'], best['outputs'])
+
+
+def last_iteration(config: Path) -> int | None:
+    """Length of a run from the config in its work dir, of which nothing is run; None if unknown."""
+    if not config.is_file():
+        return None
+    try:
+        train_cfg = read_config(config.read_text('utf-8', errors='replace')).get('train_cfg')
+    except ValueError as error:
+        raise DataError(
+            f'{config} is not the config that a run leaves in its work dir: it {error}. Put that '
+            'one back, or remove the file if the run is finished.'
+        ) from None
+    iterations = train_cfg.get('max_iters') if isinstance(train_cfg, dict) else None
+    return iterations if isinstance(iterations, int) else None
+
+
+def fill(tables: Iterable[Table], run: Run) -> None:
+    """Put the figures of a run into the rows that it belongs to."""
+    rows = [(table, row) for table in tables if not table.server for row in table.rows]
+    configs = {row.config for _, row in rows if row.config}
+    if run.config not in configs:
+        similar = difflib.get_close_matches(run.config, configs, n=1)
+        hint = f' Did you mean {similar[0]}?' if similar else ''
+        raise ConfigError(
+            f'{run.work_dir}: no table has a row for config {run.config!r}; leave it out.{hint}'
+        )
+    for table, row in rows:
+        if row.config != run.config:
+            continue
+        if set(run.classes) != set(table.classes):
+            lacking = sorted(set(table.classes) - set(run.classes))
+            unknown = sorted(set(run.classes) - set(table.classes))
+            raise DataError(
+                f'{run.work_dir}: the classes of the run ({run.config}) are not those of table '
+                f'{table.number}: lacking {lacking}, unknown {unknown}. Was it run on other data?'
+            )
+        output = run.outputs.get(row.output or run.chosen)
+        if output is None:
+            raise DataError(
+                f'{run.work_dir}: table {table.number} needs output {row.output!r} of '
+                f'{run.config}, but the run has {sorted(run.outputs)}.'
+            )
+        row.measured['mIoU'].append(output['mIoU'])
+        for name, value in zip(run.classes, output['IoU'], strict=True):
+            if value is not None:  # null: the class occurs nowhere
+                row.measured[name].append(value)
+
+
+def fill_server(tables: Iterable[Table], results: Iterable[str]) -> None:
+    """Put the figures of a test server, ``CONFIG=MIOU``, into the rows that they belong to."""
+    rows = {row.config: row for table in tables if table.server for row in table.rows if row.config}
+    for result in results:
+        config, _, text = result.partition('=')
+        value = float(text) if text.replace('.', '', 1).isdecimal() else math.nan
+        if config not in rows or not 0 <= value <= 100:
+            raise ConfigError(
+                f'--server takes CONFIG=MIOU in percent with one of the configs '
+                f'{", ".join(rows)}, not {result!r}.'
+            )
+        rows[config].measured['mIoU'].append(value)
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation, None for fewer than two values."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def text_of(values: Sequence[float], digits: int, *, count: bool = False) -> str:
+    """Mean, spread and perhaps number of measured values, one a run; empty without values."""
+    if not values:
+        return ''
+    text, deviation = f'{statistics.mean(values):.{digits}f}', spread(values)
+    if deviation is not None:
+        text += f' ± {deviation:.{digits}f}' + (f' (n = {len(values)})' if count else '')
+    return text
+
+
+def measured_text(row: Row) -> str:
+    """The measured mIoU of a row, or why there is none."""
+    return text_of(row.measured['mIoU'], 2, count=True) or NOT_RUN if row.config else '-'
+
+
+def printed_text(row: Row, key: str = 'mIoU') -> str:
+    """The paper's figure, `-` where it has none."""
+    return f'{row.printed.get(key, "-")}{" (derived)" if row.derivation else ""}'
+
+
+def body(table: Table) -> Iterator[list[str]]:
+    """Header and rows of a table."""
+    if table.quantities:
+        yield [*table.columns, *(f'{name}, paper' for name in table.quantities)]
+        for row in table.rows:
+            yield [*row.cells, *(printed_text(row, name) for name in table.quantities)]
+    elif not table.per_class:
+        yield [*table.columns, 'mIoU (%), paper', 'mIoU (%), measured']
+        for row in table.rows:
+            yield [*row.cells, printed_text(row), measured_text(row)]
+    else:
+        yield [*table.columns, '', *table.classes.values(), 'Mean IoU']
+        for row in table.rows:
+            if row.printed:
+                figures = [printed_text(row, name) for name in (*table.classes, 'mIoU')]
+                yield [*row.cells, 'paper', *figures]
+            missing = '-' if row.measured['mIoU'] else ''
+            figures = [text_of(row.measured[name], 1) or missing for name in table.classes]
+            yield [*row.cells, 'measured', *figures, measured_text(row)]
+
+
+def page(tables: Iterable[Table]) -> str:
+    """All tables as Markdown."""
+    lines: list[str] = []
+    for heading, group in itertools.groupby(tables, lambda table: table.heading):
+        lines += [f'# {heading}', '']
+        for table in group:
+            rows = list(body(table))
+            left = len(table.columns) + table.per_class
+            lines += [f'## Table {table.number}. {table.title}', '']
+            lines += [markdown(rows, range(left, len(rows[0]))), '']
+            for row in table.rows:
+                derived = f'{row.printed["mIoU"]} = {row.derivation}' if row.derivation else None
+                notes = filter(None, (derived, row.note))
+                lines += [f'- {table.label(row)}: {note}.' for note in notes]
+            if table.note:
+                lines.append(f'- {table.note}')
+            if table.server:
+                lines.append(
+                    '- Only the server measures this table: give its figure with --server.'
+                )
+            lines += [''] if lines[-1] else []
+    return '\n'.join(lines).rstrip()
+
+
+def csv_rows(tables: Iterable[Table]) -> Iterator[Sequence[Any]]:
+    """All figures, one a line; measured is the mean of the runs."""
+    names = ('paper', 'table', 'row', 'config', 'output', 'quantity', 'printed', 'derivation')
+    yield (*names, 'measured', 'std', 'runs')
+    for table, row in [(each, row) for each in tables for row in each.rows]:
+        about = (table.paper, table.number, table.label(row), row.config, row.output)
+        for key in table.quantities or ['mIoU', *(table.classes if table.per_class else ())]:
+            values = row.measured.get(key, [])
+            mean, deviation = statistics.mean(values) if values else None, spread(values)
+            measured = [None if x is None else round(x, 4) for x in (mean, deviation)]
+            yield (*about, key, row.printed.get(key), row.derivation, *measured, len(values))
+
+
+def draw(tables: Sequence[Table], path: Path) -> None:
+    """Draw the mIoU of every row of every table as bars, measured beside printed."""
+    counts = [len(table.rows) for table in tables]
+    figure, axes = plt.subplots(
+        len(tables),
+        figsize=(11, 0.5 + 0.9 * len(tables) + 0.45 * sum(counts)),
+        layout='constrained',
+        squeeze=False,
+        height_ratios=[count + 1 for count in counts],
+    )
+    for table, axis in zip(tables, axes[:, 0], strict=True):
+        drawn: list[float] = []
+        for y, row in enumerate(table.rows):
+            printed, values = row.printed.get('mIoU'), row.measured['mIoU']
+            if printed is not None:
+                axis.barh(y - 0.2, printed, 0.38, color=COLORS['paper'])
+                axis.text(printed, y - 0.2, f' {printed_text(row)}', va='center', fontsize=8)
+                drawn.append(printed)
+            if values:
+                mean, deviation = statistics.mean(values), spread(values) or 0
+                axis.barh(y + 0.2, mean, 0.38, xerr=deviation, color=COLORS['measured'], capsize=3)
+                text = f' {measured_text(row)}'
+                axis.text(mean + deviation, y + 0.2, text, va='center', fontsize=8)
+                drawn.append(mean)
+            elif row.config is not None:
+                edge = axis.get_yaxis_transform()
+                axis.text(0, y + 0.2, f' {NOT_RUN}', transform=edge, va='center', fontsize=8)
+        # Rows differ by a few percent: bars from zero would all look alike.
+        start = max(0, 10 * math.floor((min(drawn) - 10) / 10))
+        axis.set(
+            title=f'{table.paper}, table {table.number}: {table.title}',
+            xlabel=f'mIoU (%), axis from {start}',
+            xlim=(start, max(drawn) + 0.2 * (max(drawn) - start)),
+            ylim=(len(table.rows) - 0.4, -0.6),
+            yticks=range(len(table.rows)),
+            yticklabels=[table.label(row) for row in table.rows],
+        )
+    handles = [plt.Rectangle((0, 0), 1, 1, color=c, label=name) for name, c in COLORS.items()]
+    figure.legend(handles=handles, loc='outside upper right', ncols=len(handles))
+    save(figure, path)
