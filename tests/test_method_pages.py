@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import inspect
 import io
 import re
-import sys
 import textwrap
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from mmengine.optim import build_optim_wrapper
 from mmseg.registry import MODELS, PARAM_SCHEDULERS
 
 import mmseg_coop.models
+from mmseg_coop.analysis.paper_tables import printed_text, read_tables
 from mmseg_coop.config import load_config
 from mmseg_coop.models import ChannelPoolAttention, SpatialPoolAttention, decode_heads
 from mmseg_coop.models.decode_heads import coop_head, deeplabv3plus_head
@@ -375,20 +374,11 @@ def test_maps_are_exchanged_behind_their_relu():
     assert all(smallest >= 0 for _, smallest in others)
 
 
-@pytest.fixture(scope='module')
-def paper_tables():
-    """The tables of the papers, as paper_tables.py reads them."""
-    folder = str(ROOT / 'tools/analysis_tools')
-    sys.path.insert(0, folder)
-    yield importlib.import_module('paper_tables')
-    sys.path.remove(folder)
-
-
 @pytest.mark.parametrize('page', PAPERS)
-def test_tables_of_the_paper_are_mapped_to_configs(page, paper_tables):
+def test_tables_of_the_paper_are_mapped_to_configs(page):
     expected = [
-        (table.number, row.config, row.output, paper_tables.printed_text(row))
-        for table in paper_tables.read_tables()
+        (table.number, row.config, row.output, printed_text(row))
+        for table in read_tables(ROOT)
         if table.paper == PAPERS[page][1]
         for row in table.rows
         if row.config and row.printed

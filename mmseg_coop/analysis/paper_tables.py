@@ -8,8 +8,9 @@ import json
 import math
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,56 +87,40 @@ class Run(NamedTuple):
 
 @dataclass
 class Row:
-    """A row of a table.
-
-    Attributes:
-        cells: What stands in its first columns.
-        config: Name of the config that runs it; None for another author's method.
-        output: Output whose figure it is; None for the chosen one.
-        printed: The paper's figure for each quantity (one of the table's, or name of a class).
-        measured: Those of each run.
-        derivation: How the figure is derived from the paper's text; None if the paper prints it.
-        note: What to know about the paper's figures.
-    """
+    """A row of a table; the fields are explained in ``paper_tables.yml``."""
 
     cells: list[str]
-    config: str | None
-    output: str | None
-    printed: dict[str, float]
-    measured: dict[str, list[float]]
-    derivation: str | None
-    note: str | None
+    config: str | None = None
+    output: str | None = None
+    printed: Any = None  #: by quantity (one of the table's, or name of a class), once it is read
+    derivation: str | None = None
+    note: str | None = None
+    IoU: Sequence[float] = ()
+    #: Figures of each run, by quantity.
+    measured: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
 @dataclass
 class Table:
-    """A table of a paper.
-
-    Attributes:
-        paper: Key of the paper.
-        heading: Title of the paper.
-        number: Its number there.
-        title: What it shows.
-        columns: Headings of the rows' cells.
-        quantities: Headings of the figures, where they are not mIoU. Such are not measured here.
-        classes: Headings by name of the class.
-        per_class: Whether the classes have columns.
-        server: Whether a server measures it.
-        rows: The rows.
-        note: What to know about the table.
-    """
+    """A table of a paper; the fields are explained in ``paper_tables.yml``."""
 
     paper: str
-    heading: str
+    heading: str  #: title of the paper
+    classes: dict[str, str]  #: headings by name of the class
     number: int
     title: str
     columns: list[str]
-    quantities: list[str]
-    classes: dict[str, str]
-    per_class: bool
-    server: bool
-    rows: list[Row]
-    note: str | None
+    rows: list[Any]
+    further: Sequence[Any] = ()
+    quantities: Sequence[str] = ()
+    dataset: str | None = None
+    server: bool = False
+    note: str | None = None
+
+    @property
+    def per_class(self) -> bool:
+        """Whether the classes have columns."""
+        return any(row.IoU for row in self.rows)
 
     def label(self, row: Row) -> str:
         """Name of a row in one line."""
@@ -157,40 +142,24 @@ def read_tables(root: Path) -> list[Table]:
     for paper, content in data['papers'].items():
         for entry in content['tables']:
             classes = data['classes'].get(entry.get('classes'), {})
-            quantities = entry.get('quantities', [])
-            rows = []
-            for row in (*entry['rows'], *entry.get('further', ())):
-                printed, derivation = row.get('printed'), row.get('derivation')
-                known = results.get((row.get('config'), entry.get('dataset')))
-                if printed is None and known and row in entry['rows']:
+            table = Table(paper, content['title'], **{**entry, 'classes': classes})
+            rows = [Row(**row) for row in table.rows]
+            for row in rows:
+                known = results.get((row.config, table.dataset), {})
+                if row.printed is None and known:
                     # `mIoU` alone: the paper does not say of which network it is.
                     metrics = known['Metrics']
-                    printed = metrics.get(f'{row.get("output")} mIoU', metrics.get('mIoU'))
-                    derivation = known.get('Derivation')
-                figures = dict(zip(quantities, printed, strict=True)) if quantities else {}
-                if not quantities and printed is not None:
-                    figures['mIoU'] = printed
-                figures.update(zip(classes, row.get('IoU', ()), strict=False))
-                measured: dict[str, list[float]] = {key: [] for key in ('mIoU', *classes)}
-                about = row.get('config'), row.get('output')
-                rows.append(
-                    Row(row['cells'], *about, figures, measured, derivation, row.get('note'))
-                )
-            tables.append(
-                Table(
-                    paper=paper,
-                    heading=content['title'],
-                    number=entry['number'],
-                    title=entry['title'],
-                    columns=entry['columns'],
-                    quantities=quantities,
-                    classes=classes,
-                    per_class=any('IoU' in row for row in entry['rows']),
-                    server=entry.get('server', False),
-                    rows=rows,
-                    note=entry.get('note'),
-                )
-            )
+                    row.printed = metrics.get(f'{row.output} mIoU', metrics.get('mIoU'))
+                    row.derivation = known.get('Derivation')
+            table.rows = [*rows, *(Row(**row) for row in table.further)]
+            for row in table.rows:
+                figures = dict(zip(classes, row.IoU, strict=bool(row.IoU)))
+                if table.quantities:
+                    figures.update(zip(table.quantities, row.printed, strict=True))
+                elif row.printed is not None:
+                    figures['mIoU'] = row.printed
+                row.printed = figures
+            tables.append(table)
     return tables
 
 
@@ -404,7 +373,7 @@ def csv_rows(tables: Iterable[Table]) -> Iterator[Sequence[Any]]:
     for table, row in [(each, row) for each in tables for row in each.rows]:
         about = (table.paper, table.number, table.label(row), row.config, row.output)
         for key in table.quantities or ['mIoU', *(table.classes if table.per_class else ())]:
-            values = row.measured.get(key, [])
+            values = row.measured[key]
             mean, deviation = statistics.mean(values) if values else None, spread(values)
             measured = [None if x is None else round(x, 4) for x in (mean, deviation)]
             yield (*about, key, row.printed.get(key), row.derivation, *measured, len(values))

@@ -7,28 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.visualization import Visualizer
 from mmseg.apis import init_model
 from mmseg.registry import MODELS
-from PIL import Image
 
 from mmseg_coop.config import load_config
 from mmseg_coop.datasets import CamVidDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
-PAIR = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
-NO_C1 = ROOT / 'configs/cross_coop/cross-coop-no-c1_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
-PRINT = 'misc/print_config.py'
-BROWSE = 'analysis_tools/browse_dataset.py'
 PUBLISH = 'model_converters/publish_model.py'
-RED = (254, 0, 0)
 
 
 def start(tool, *arguments):
@@ -58,192 +49,6 @@ def call(monkeypatch, capfd):
         return 0, capfd.readouterr().out
 
     return run
-
-
-# print_config
-
-
-def test_printed_config_is_the_resolved_one(tmp_path):
-    text = start(PRINT, CONFIG, '--cfg-options', 'model.decode_head.topology=one_way')
-    printed = tmp_path / 'printed.py'
-    printed.write_text(text)
-    expected = Config.fromfile(CONFIG)
-    expected.model.decode_head.topology = 'one_way'
-    assert Config.fromfile(printed).to_dict() == expected.to_dict()
-
-
-@pytest.mark.parametrize('suffix', ['.py', '.json', '.yml'])
-def test_written_config_is_the_resolved_one(call, tmp_path, suffix):
-    path = tmp_path / 'new' / f'config{suffix}'
-    assert call(PRINT, CONFIG, '--out', path)[0] == 0
-    # JSON has no tuples.
-    written, expected = (
-        json.dumps(Config.fromfile(file).to_dict(), sort_keys=True) for file in (path, CONFIG)
-    )
-    assert written == expected
-    code, text = call(PRINT, CONFIG, '--out', path)
-    assert code == 1
-    assert 'exists; add --force' in text
-    assert call(PRINT, CONFIG, '--out', path, '--force')[0] == 0
-
-
-def test_part_of_a_config(call):
-    assert call(PRINT, PAIR, '--key', 'model.decode_head.topology') == (0, "topology = 'cross'\n\n")
-    code, text = call(PRINT, PAIR, '--key', 'train_pipeline.0')
-    assert code == 0
-    assert "part = dict(type='LoadSegImage')" in text
-
-
-def test_difference_of_two_configs(call):
-    code, text = call(PRINT, PAIR, '--diff', NO_C1)
-    assert code == 1
-    changed = [line for line in text.splitlines() if line[0] in '+-' and line[:3] not in '+++---']
-    assert changed == ["-            'input',"]
-    assert call(PRINT, PAIR, '--diff', PAIR) == (0, 'the configs do not differ\n')
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'code', 'message'),
-    [
-        (('gone.py',), 1, "config 'gone.py' does not exist"),
-        ((PAIR, '--key', 'model.head'), 1, "--key model.head: 'model' has no 'head', only type,"),
-        ((PAIR, '--key', 'model.type.x'), 1, "'model.type' is the value 'CrossCoopEncoderDecoder'"),
-        ((PAIR, '--out', 'config.txt'), 2, "file, not 'config.txt'"),
-        ((PAIR, '--out', 'config.py', '--key', 'model'), 2, 'leave out --key and --diff'),
-    ],
-)
-def test_print_config_refuses_wrong_input(call, arguments, code, message):
-    got, text = call(PRINT, *arguments)
-    assert got == code
-    assert message in text
-
-
-@pytest.mark.parametrize('backend', ['TensorboardVisBackend', 'WandbVisBackend'])
-def test_other_backends_are_one_line(call, tmp_path, backend):
-    """As an option of the command line, and as a line of a config that inherits."""
-    option = f'visualizer.vis_backends.0.type={backend}'
-    code, text = call(PRINT, CONFIG, '--key', 'visualizer', '--cfg-options', option)
-    assert code == 0
-    assert f"dict(type='{backend}')" in text
-    config = tmp_path / 'config.py'
-    config.write_text(
-        f'_base_ = {str(CONFIG)!r}\n'
-        f"visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='{backend}')])\n"
-    )
-    cfg = load_config(str(config))
-    assert [b.type for b in cfg.visualizer.vis_backends] == ['LocalVisBackend', backend]
-    init_default_scope('mmseg')
-    from mmseg.registry import VISUALIZERS
-
-    visualizer: Visualizer = VISUALIZERS.build({**cfg.visualizer, 'save_dir': str(tmp_path)})
-    assert [type(b).__name__ for b in visualizer._vis_backends.values()] == [
-        'LocalVisBackend',
-        backend,
-    ]
-
-
-# browse_dataset
-
-
-@pytest.fixture
-def data_root(tmp_path):
-    """Two red images of 16 x 24 pixels, road on the left half and sky on the right."""
-    root = tmp_path / 'data'
-    for kind in ('img_dir', 'ann_dir'):
-        (root / kind / 'train').mkdir(parents=True)
-    label = np.zeros((16, 24), np.uint8)
-    label[:, :12] = 3
-    label[:4] = 255
-    for index in range(2):
-        image = np.full((16, 24, 3), RED, np.uint8)
-        Image.fromarray(image).save(root / f'img_dir/train/{index}.jpg', quality=100)
-        Image.fromarray(label).save(root / f'ann_dir/train/{index}.png')
-    return root
-
-
-def plain_pipeline(root, **flip):
-    """Options that leave only the loading, and a flip."""
-    steps = 'train_dataloader.dataset.pipeline'
-    return [
-        '--cfg-options',
-        f'train_dataloader.dataset.data_root={root}',
-        f'{steps}.2.scale=(24,16)',
-        f'{steps}.2.ratio_range=(1.0,1.0)',
-        f'{steps}.3.crop_size=(16,24)',
-        f'{steps}.3.cat_max_ratio=1.0',
-        f'{steps}.4.prob={flip.get("flip", 0.0)}',
-    ]
-
-
-def test_pictures_show_what_the_pipeline_feeds(data_root, tmp_path):
-    out = tmp_path / 'pictures'
-    text = start(
-        BROWSE, CONFIG, '--out-dir', out, '--number', 5, *plain_pipeline(data_root, flip=1.0)
-    )
-    assert sorted(p.name for p in out.iterdir()) == ['000000_0.png', '000001_1.png']
-    assert '000001_1.png: 16x24 uint8, flipped, sky 37.5 %, road 37.5 %, ignored 25.0 %' in text
-    picture = cv2.imread(str(out / '000000_0.png'))[..., ::-1].astype(int)
-    # Two panels of 15 times the size under titles of 22 pixels, 4 pixels apart.
-    image, labels = picture[22:262, :360], picture[22:262, 364:724]
-    np.testing.assert_allclose(image[120, 180], RED, atol=3)
-    palette = CamVidDataset.METAINFO['palette']
-    for column, name in ((90, 'sky'), (270, 'road')):  # flipped
-        color = palette[CamVidDataset.METAINFO['classes'].index(name)]
-        strength = labels[200, column, 1:] / color[1:]  # red is the image's
-        assert strength.min() > 0.3
-        assert np.ptp(strength) < 0.05
-    np.testing.assert_array_less(labels[20, 90, 1:], 5)  # ignored
-
-
-def test_test_images_are_shown_as_the_evaluation_loads_them(data_root, tmp_path, call):
-    exif = Image.Exif()
-    exif[0x0112] = 3  # viewers turn it by 180 degrees
-    image = np.full((16, 24, 3), RED, np.uint8)
-    image[8:] = 0
-    file = data_root / 'img_dir/train/0.jpg'
-    Image.fromarray(image).save(file, quality=100, exif=exif)
-    options = [
-        f'test_dataloader.dataset.{key}'
-        for key in (
-            f'data_root={data_root}',
-            'data_prefix.img_path=img_dir/train',
-            'data_prefix.seg_map_path=ann_dir/train',
-        )
-    ]
-    arguments = ('--split', 'test', '--number', 1, '--out-dir', tmp_path / 'out')
-    assert call(BROWSE, CONFIG, *arguments, '--cfg-options', *options)[0] == 0
-    picture = cv2.imread(str(tmp_path / 'out/000000_0.png'))[..., ::-1].astype(int)
-    np.testing.assert_allclose(picture[22 + 60, 180], RED, atol=3)
-    np.testing.assert_allclose(picture[22 + 180, 180], 0, atol=3)
-
-
-def test_views_are_random_and_repeatable(data_root, tmp_path, call):
-    shown = []
-    for folder in ('one', 'two'):
-        arguments = ('--out-dir', tmp_path / folder, '--views', 6, '--number', 1, '--start', 1)
-        code, text = call(BROWSE, CONFIG, *arguments, *plain_pipeline(data_root, flip=0.5))
-        assert code == 0
-        files = sorted((tmp_path / folder).iterdir())
-        assert [file.name for file in files] == [f'000001_1_{view}.png' for view in range(6)]
-        shown.append([file.read_bytes() for file in files])
-        assert 0 < text.count('flipped') < 6
-    assert shown[0] == shown[1]
-    assert len(set(shown[0])) == 2
-
-
-def test_browse_dataset_refuses_wrong_input(data_root, tmp_path, call):
-    options = plain_pipeline(data_root)
-    out = ('--out-dir', tmp_path / 'out')
-    assert call(BROWSE, CONFIG, *out, *options)[0] == 0
-    code, text = call(BROWSE, CONFIG, *out, *options)
-    assert code == 1
-    assert 'exists; add --force' in text
-    assert call(BROWSE, CONFIG, *out, '--force', *options)[0] == 0
-    code, text = call(BROWSE, CONFIG, *out, '--start', 2, *options)
-    assert (code, text) == (1, 'error: --start 2: the train split has 2 images, 0 to 1.')
-    code, text = call(BROWSE, CONFIG, *out, '--number', 0, *options)
-    assert code == 2
-    assert '--number has to be at least 1, not 0' in text
 
 
 # publish_model

