@@ -2,7 +2,8 @@
 
 from .exact_train_loop import ExactIterBasedTrainLoop
 from .hooks import AtomicCheckpointHook, CheckLossHook, CountSkippedStepsHook, RecordIoUHook
-from .safe_checkpoint import guard_checkpoint_loaders, load_checkpoint_data
+from .loader_guards import guard_checkpoint_loaders
+from .safe_checkpoint import load_checkpoint_data
 from .timm_checkpoint import load_from_timm
 
 guard_checkpoint_loaders()
