@@ -9,7 +9,7 @@ vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='CoopLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 custom_hooks = [
     dict(type='RecordIoUHook'),
-    dict(type='CheckLossHook'),
+    dict(type='NonFiniteLossHook'),
     dict(type='CountSkippedStepsHook'),
 ]
 log_processor = dict(by_epoch=False)

@@ -1,7 +1,7 @@
 """Engine: hooks, and the loading of checkpoints."""
 
 from .exact_train_loop import ExactIterBasedTrainLoop
-from .hooks import AtomicCheckpointHook, CheckLossHook, CountSkippedStepsHook, RecordIoUHook
+from .hooks import AtomicCheckpointHook, CountSkippedStepsHook, NonFiniteLossHook, RecordIoUHook
 from .loader_guards import guard_checkpoint_loaders
 from .safe_checkpoint import load_checkpoint_data
 from .timm_checkpoint import load_from_timm
@@ -10,9 +10,9 @@ guard_checkpoint_loaders()
 
 __all__ = [
     'AtomicCheckpointHook',
-    'CheckLossHook',
     'CountSkippedStepsHook',
     'ExactIterBasedTrainLoop',
+    'NonFiniteLossHook',
     'RecordIoUHook',
     'load_checkpoint_data',
     'load_from_timm',

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmseg.registry import LOOPS
 from torch.utils.data import BatchSampler, DataLoader, Dataset
+from typing_extensions import override
 
 _ITERATIONS, _SAMPLES, _EVALUATIONS = 0, 1, 2  # sequences of random numbers that never meet
 
@@ -86,13 +87,13 @@ class _SeededDataset(Dataset):
 
 @LOOPS.register_module()
 class ExactIterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
-    """mmengine's ``IterBasedTrainLoop``, which goes on after a kill as if there had been none.
+    """mmengine's ``IterBasedTrainLoop``, which resumes exactly after a kill.
 
     The configs of this project train with it; in others it is chosen by
     ``train_cfg=dict(type='ExactIterBasedTrainLoop', ...)``. Each iteration, evaluation and sample
     has random numbers of its own, made from the seed and its number. So no state of a generator has
-    to be stored, the number of workers does not matter, and a resumed run continues bit for bit on
-    the CPU, without reading the images again that were seen before. An evaluation that was due at
+    to be stored, the number of workers does not matter, and a resumed run is exact on the
+    CPU, without reading the images again that were seen before. An evaluation that was due at
     the checkpoint, and is not in it, comes first. The gradients of an optimizer that accumulates
     them are in the checkpoints of ``AtomicCheckpointHook``.
 
@@ -126,12 +127,8 @@ class ExactIterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
             dataloader = loader
         super().__init__(runner, dataloader, **kwargs)
 
+    @override
     def run(self) -> torch.nn.Module:
-        """Train, from the beginning or from where a checkpoint ends.
-
-        Returns:
-            The trained model.
-        """
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         self._go_to(self._iter)
@@ -147,12 +144,8 @@ class ExactIterBasedTrainLoop(mmengine.runner.IterBasedTrainLoop):
         self.runner.call_hook('after_train')
         return self.runner.model
 
+    @override
     def run_iter(self, data_batch: Any) -> None:
-        """Do one iteration, with its own random numbers.
-
-        Args:
-            data_batch: The batch.
-        """
         _seed(self.runner.seed, _ITERATIONS, get_rank(), self._iter)
         super().run_iter(data_batch)
 

@@ -40,7 +40,7 @@ def non_finite(state: Any, name: str = '') -> Iterator[str]:
         yield name
 
 
-def way_on(runner: Runner, last: str | None) -> str:
+def recovery_hint(runner: Runner, last: str | None) -> str:
     """Say where a faulty run can go on, and what then has to be different.
 
     Args:

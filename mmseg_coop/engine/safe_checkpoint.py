@@ -68,7 +68,7 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(stream, encoding=encoding)
         self.name, self.size, self.records = name, size, records
         self.seen: set[int] = set()
-        self.repeats = 200_000  # values in what is used again: a few bytes unfold to any number
+        self.repeats = 100_000  # values in what is used again: a few bytes unfold to any number
 
     def load(self) -> Any:
         return self._make(super().load(), 0)
@@ -80,8 +80,10 @@ class _Unpickler(pickle._Unpickler):
         self.stack.append(_Request('dict', ()))
 
     def load_call(self) -> None:
-        args = self.stack.pop()
-        self.stack[-1] = _Request(self.stack[-1].name, args)
+        args, function = self.stack.pop(), self.stack[-1]
+        if function.args is not None:
+            raise _RefusedError(f'wants to run or make {function.name[:200]}')
+        self.stack[-1] = _Request(function.name, args)
 
     def load_state(self) -> None:
         state = self.stack.pop()

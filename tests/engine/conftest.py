@@ -1,23 +1,30 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+from tests.engine.runs import CONFIG, ROOT
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _quick_disk():
+    """Tests are not killed with the machine: nothing has to be on the disk before they go on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'fsync', lambda _: None)
+        yield
 
 
 @pytest.fixture(scope='session')
 def scenes(tmp_path_factory):
-    """Four images to train with and two to validate with, 64x64."""
+    """Eight images to train with and seven to validate with, 64x64."""
     folder = tmp_path_factory.mktemp('camvid') / 'data'
     subprocess.run(
         [sys.executable, ROOT / 'tools/dataset_converters/make_mini_dataset.py',
-         *('--layout', 'camvid', '--out', folder, '--train', '4', '--val', '2'),
+         *('--layout', 'camvid', '--out', folder, '--train', '8', '--val', '7'),
          *('--size', '64x64')], check=True, capture_output=True,
     )  # fmt: skip
     return folder
@@ -33,6 +40,7 @@ def small_options(scenes):
             **{f'{split}_dataloader.dataset.data_root': str(scenes) for split in splits},
             **{f'{split}_dataloader.num_workers': 0 for split in splits},
             **{f'{split}_dataloader.persistent_workers': False for split in splits},
+            'val_dataloader.dataset.indices': 2,
             'train_dataloader.batch_size': 2,
             'train_dataloader.dataset.pipeline.3.crop_size': (32, 32),
             'model.data_preprocessor.size': (32, 32),
@@ -51,7 +59,17 @@ def small_options(scenes):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
+def small_words(small_options):
+    """The same as words of a command line."""
+
+    def make(**options):
+        return '--cfg-options', *(f'{k}={v}' for k, v in small_options(**options).items())
+
+    return make
+
+
+@pytest.fixture(scope='session')
 def small_cfg(small_options):
     """Config of a small training in a folder; options in the manner of ``--cfg-options``."""
 

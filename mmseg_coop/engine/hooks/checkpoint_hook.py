@@ -16,15 +16,16 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import HOOKS
+from typing_extensions import override
 
 from ...errors import NumericError, printable
 from ..config_text import read_config
-from ..numeric_fault import non_finite, way_on
+from ..numeric_fault import non_finite, recovery_hint
 from ..resume import accumulation, model_of, prepare_resume
 
 
-def write_aside(content: bytes, path: str | os.PathLike[str]) -> None:
-    """Write a file so that at any moment its name stands for all of the old or all of the new one.
+def write_atomically(content: bytes, path: str | os.PathLike[str]) -> None:
+    """Write a file so that its name always stands for all of the old or all of the new one.
 
     Args:
         content: What to write.
@@ -56,18 +57,13 @@ def write_aside(content: bytes, path: str | os.PathLike[str]) -> None:
             os.close(folder)
 
 
-@register_backend('local_aside')
-class AsideBackend(LocalBackend):
-    """Local files, each written aside, synced and renamed."""
+@register_backend('local_atomic')
+class AtomicBackend(LocalBackend):
+    """Local files, each written atomically."""
 
+    @override
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes.
-
-        Args:
-            obj: What to write.
-            filepath: The file.
-        """
-        write_aside(obj, filepath)
+        write_atomically(obj, filepath)
 
 
 @HOOKS.register_module()
@@ -76,10 +72,10 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
 
     The configs of this project use it; in others it is chosen by
     ``default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', ...))``. A local checkpoint,
-    and the file ``last_checkpoint``, is written aside, synced and renamed. The oldest and the
-    former best checkpoint are deleted when the new one is there, not before, for which the disk
-    needs room for one checkpoint more. Only files that lie directly in the run's own folder are
-    deleted, whatever the checkpoint that it goes on from names.
+    and the file ``last_checkpoint``, is written atomically. The oldest and the former best
+    checkpoint are deleted when the new one is there, not before, for which the disk needs room for
+    one checkpoint more. Only files that lie directly in the run's own folder are deleted, whatever
+    the checkpoint that it resumes names.
 
     Between two steps of an optimizer that accumulates gradients, a checkpoint holds the gradients
     so far. A checkpoint from which the run cannot go on exactly, since it has no optimizer (as the
@@ -98,12 +94,8 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
     _resumed: str | None = None
     _accumulation: dict[str, Any] | None = None
 
+    @override
     def before_train(self, runner: Runner) -> None:
-        """Choose how to write, besides what mmengine does.
-
-        Args:
-            runner: The runner.
-        """
         info = runner.message_hub.runtime_info
         if 'keep_ckpt_ids' in info:  # a file's word: numbers only, which stay in the folder
             numbers = [step for step in info['keep_ckpt_ids'] if type(step) is int]
@@ -117,29 +109,23 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
                 key: self._own_best(path) for key, path in self.best_ckpt_path_dict.items()
             }
         if self.file_client_args is None and type(self.file_backend) is LocalBackend:
-            self.backend_args = dict(backend='local_aside')
+            self.backend_args = dict(backend='local_atomic')
         # Without it mmengine does not note a new best score of an evaluation that comes first.
         self.last_ckpt = self._written = self._resumed
         self._constants = set(non_finite(dict(model_of(runner).named_buffers())))
 
+    @override
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Say what has changed since the run to be resumed was configured.
-
-        Args:
-            runner: The runner.
-            checkpoint: The checkpoint.
-        """
         if not runner._resume:
             return
         self._resumed = runner._load_from or find_latest_checkpoint(runner.work_dir)
         prepare_resume(runner, checkpoint, str(self._resumed))
-        meta = checkpoint.get('meta')
-        text = meta.get('cfg') if isinstance(meta, dict) else None
+        text = checkpoint['meta'].get('cfg')
         if not isinstance(text, str):
             return
         try:
             changes = changes_of_config(read_config(text), runner.cfg)
-        except ValueError as error:  # of a file that the user trusts; others are refused
+        except ValueError as error:
             changes = [f'it cannot be told how, since the config of the checkpoint {error}']
         if changes:
             runner.logger.warning(
@@ -147,16 +133,8 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
                 + '\n'.join(printable(change[:1000]) for change in changes)
             )
 
+    @override
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Refuse what is not finite; add what resuming needs. The priority makes this the last.
-
-        Args:
-            runner: The runner.
-            checkpoint: What is about to be written.
-
-        Raises:
-            NumericError: If it holds infinite values or NaN.
-        """
         faulty = [
             name
             for name in [
@@ -171,13 +149,14 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             raise NumericError(
                 f'The checkpoint of iteration {checkpoint["meta"]["iter"]} is not written, since '
                 f'these are not finite: {", ".join(faulty[:5])}{more}. '
-                + way_on(runner, self._written)
+                + recovery_hint(runner, self._written)
             )
         if 'optimizer' in checkpoint and isinstance(runner.optim_wrapper, OptimWrapper):
             checkpoint['optimizer']['type'] = type(runner.optim_wrapper.optimizer).__name__
             if self._accumulation:
                 checkpoint['accumulation'] = self._accumulation
 
+    @override
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         outdated = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
@@ -201,10 +180,11 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
         )
         self._written = self.last_ckpt
         if is_main_process():
-            write_aside(self.last_ckpt.encode(), osp.join(runner.work_dir, 'last_checkpoint'))
+            write_atomically(self.last_ckpt.encode(), osp.join(runner.work_dir, 'last_checkpoint'))
             for path in outdated:
                 self._delete(path)
 
+    @override
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         if not self.save_best:
             return

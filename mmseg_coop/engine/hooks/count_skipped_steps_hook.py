@@ -9,9 +9,10 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ...errors import NumericError
-from ..numeric_fault import way_on
+from ..numeric_fault import recovery_hint
 
 
 @HOOKS.register_module()
@@ -31,7 +32,7 @@ class CountSkippedStepsHook(Hook):
             not what makes gradients overflow, and nothing is learned any more. Defaults to 50.
 
     Raises:
-        NumericError: From :meth:`after_train_iter`.
+        NumericError: If too many steps in a row were skipped.
     """
 
     priority = 'HIGH'  # before the log is written
@@ -41,12 +42,8 @@ class CountSkippedStepsHook(Hook):
         self._steps = self._skipped = self._in_a_row = 0
         self._taken = False
 
+    @override
     def before_train(self, runner: Runner) -> None:
-        """Watch the optimizer, and continue the count of a resumed run.
-
-        Args:
-            runner: The runner.
-        """
         if not isinstance(runner.optim_wrapper, AmpOptimWrapper):
             return
         self._steps, self._skipped = runner.message_hub.get_info('amp_steps', (0, 0))
@@ -57,6 +54,7 @@ class CountSkippedStepsHook(Hook):
         found_inf = getattr(optimizer, 'found_inf', None)
         self._taken = found_inf is None or not found_inf.item()
 
+    @override
     def after_train_iter(
         self,
         runner: Runner,
@@ -64,17 +62,6 @@ class CountSkippedStepsHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Count.
-
-        Args:
-            runner: The runner.
-            batch_idx: Not used, like the following ones; part of mmengine's interface.
-            data_batch: Not used.
-            outputs: Not used.
-
-        Raises:
-            NumericError: If too many steps in a row were skipped.
-        """
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, AmpOptimWrapper) or not wrapper.should_update():
             return
@@ -89,15 +76,11 @@ class CountSkippedStepsHook(Hook):
                 f'Up to iteration {runner.iter + 1} the gradients of {self._in_a_row} steps in a '
                 'row were not finite, and mixed precision skipped them all; the scale of the loss '
                 f'is {wrapper.loss_scaler.get_scale():.4g}. '
-                + way_on(runner, runner.message_hub.get_info('last_ckpt'))
+                + recovery_hint(runner, runner.message_hub.get_info('last_ckpt'))
             )
 
+    @override
     def after_train(self, runner: Runner) -> None:
-        """Report the count.
-
-        Args:
-            runner: The runner.
-        """
         if isinstance(runner.optim_wrapper, AmpOptimWrapper):
             runner.logger.info(
                 f'mixed precision skipped {self._skipped} of {self._steps} steps, whose gradients '

@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.runner import BaseLoop, Runner
 from mmseg.registry import HOOKS
+from typing_extensions import override
 
 from ...evaluation.coop_iou_metric import TABLE_KEY
 
@@ -36,12 +37,12 @@ class RecordIoUHook(Hook):
 
     priority = 'LOW'
 
+    @override
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Record a validation."""
         self._record(runner, 'val')
 
+    @override
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Record a test."""
         self._record(runner, 'test')
 
     @staticmethod

@@ -92,7 +92,7 @@ def train(folder, *, iterations=12, amp=None, fused=False, max_in_a_row=50, watc
             logger=dict(type='LoggerHook', interval=1),
         ),
         custom_hooks=[
-            dict(type='CheckLossHook'),
+            dict(type='NonFiniteLossHook'),
             dict(type='CountSkippedStepsHook', max_in_a_row=max_in_a_row),
             *([watch] if watch else []),
         ],

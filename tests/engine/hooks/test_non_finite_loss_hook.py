@@ -18,7 +18,7 @@ from mmengine.runner import Runner, get_priority
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 
-from mmseg_coop.engine import CheckLossHook, load_checkpoint_data
+from mmseg_coop.engine import NonFiniteLossHook, load_checkpoint_data
 from mmseg_coop.engine.numeric_fault import non_finite
 from mmseg_coop.errors import NumericError
 
@@ -111,7 +111,7 @@ def test_without_the_hook_the_training_would_go_on(spoiled_cfg, tmp_path):
 
 
 def test_it_comes_before_all_that_keeps_weights_or_logs():
-    own = get_priority(CheckLossHook.priority)
+    own = get_priority(NonFiniteLossHook.priority)
     assert get_priority(RuntimeInfoHook.priority) < own
     assert own < min(get_priority(level) for level in ('NORMAL', 'BELOW_NORMAL', 'LOW', 'VERY_LOW'))
 
@@ -135,7 +135,7 @@ def look(values, data_batch=None, last=None):
         message_hub=hub,
         optim_wrapper=SimpleNamespace(get_lr=lambda: dict(lr=[0.1, 0.01], base_lr=[0.1])),
     )
-    CheckLossHook().after_train_iter(
+    NonFiniteLossHook().after_train_iter(
         runner, 9, data_batch, outputs={name: OnDevice() for name in values}
     )
 
@@ -166,7 +166,7 @@ def test_where_to_go_on():
 
 def test_the_configs_use_it():
     names = [hook.type for hook in Config.fromfile(str(CONFIG)).custom_hooks]
-    assert {'CheckLossHook', 'CountSkippedStepsHook'} <= set(names)
+    assert {'NonFiniteLossHook', 'CountSkippedStepsHook'} <= set(names)
 
 
 def test_a_command_ends_with_the_error(small_options, tmp_path):
@@ -223,7 +223,7 @@ Runner(
             type='AtomicCheckpointHook', interval=int(sys.argv[2]), by_epoch=False,
         ),
     ),
-    custom_hooks=[dict(type='CheckLossHook')],
+    custom_hooks=[dict(type='NonFiniteLossHook')],
     launcher='pytorch',
     default_scope='mmseg',
 ).train()

@@ -10,9 +10,10 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
+from typing_extensions import override
 
 from ...errors import NumericError
-from ..numeric_fault import way_on
+from ..numeric_fault import recovery_hint
 
 
 def _files(data_batch: Any) -> Iterator[str]:
@@ -21,8 +22,8 @@ def _files(data_batch: Any) -> Iterator[str]:
         yield str(getattr(sample, 'img_path', 'an image without img_path'))
 
 
-@HOOKS.register_module()
-class CheckLossHook(Hook):
+@HOOKS.register_module(name=['NonFiniteLossHook', 'CheckLossHook'])  # of older configs
+class NonFiniteLossHook(Hook):
     """Stops at the first iteration whose loss is infinite or NaN, and names the images.
 
     It acts before the weights of that iteration reach a moving average, a log or a checkpoint. What
@@ -38,11 +39,12 @@ class CheckLossHook(Hook):
     wait for it, is up to the launcher, as torchrun and ``srun --kill-on-bad-exit`` do.
 
     Raises:
-        NumericError: From :meth:`after_train_iter`.
+        NumericError: If a value whose name has ``loss`` in it is not finite.
     """
 
     priority = 'HIGH'  # after RuntimeInfoHook, before all others
 
+    @override
     def after_train_iter(
         self,
         runner: Runner,
@@ -50,17 +52,6 @@ class CheckLossHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Check the losses of an iteration.
-
-        Args:
-            runner: The runner.
-            batch_idx: Not used; part of mmengine's interface.
-            data_batch: The batch, whose ``data_samples`` know their ``img_path``.
-            outputs: What the model returned to be logged; a loss has ``loss`` in its name.
-
-        Raises:
-            NumericError: If a loss is not finite.
-        """
         hub = runner.message_hub
         values = {name: hub.get_scalar(f'train/{name}').current() for name in outputs or {}}
         if all(math.isfinite(value) for name, value in values.items() if 'loss' in name):
@@ -72,5 +63,5 @@ class CheckLossHook(Hook):
             + ', '.join(f'{name} {value:.4g}' for name, value in values.items())
             + f'; learning rate {", ".join(f"{rate:.4g}" for rate in rates)}; '
             + f'images {", ".join(_files(data_batch)) or "unknown"}. '
-            + way_on(runner, hub.get_info('last_ckpt'))
+            + recovery_hint(runner, hub.get_info('last_ckpt'))
         )
