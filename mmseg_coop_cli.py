@@ -71,6 +71,8 @@ def size(text: str) -> tuple[int, int]:
 ARGUMENTS: dict[str, dict[str, Any]] = {
     'config': dict(help='config file, or the name of one of the project'),
     'checkpoint': dict(help='checkpoint file'),
+    'source': dict(help='weights to convert: .pth or .safetensors'),
+    'destination': dict(help='file to write: .pth'),
     '--cfg-options': dict(
         nargs='+',
         type=key_value,
@@ -115,6 +117,8 @@ EVALUATION = (
     *('config', 'checkpoint', '--split', '--max-images', '--out', '--force'),
     *('--device', '--cfg-options'),
 )
+#: What converters of weights take alike.
+CONVERSION = ('source', 'destination', '--force')
 #: What train and test take alike.
 RUN = ('--work-dir', '--cfg-options', '--launcher', '--data-faults', '--local-rank')
 

@@ -1,78 +1,40 @@
+"""Weights of other projects, and checkpoints that are handed on."""
+
 from __future__ import annotations
 
 import copy
-import os
-import runpy
-import subprocess
-import sys
+import hashlib
+import json
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import timm
 import torch
+from mmseg.apis import init_model
 from mmseg.models.backbones import MobileNetV2, TIMMBackbone
 from PIL import Image
 from torch import nn
 from torchvision.models import mobilenet_v2
 
+from mmseg_coop.datasets import CamVidDataset
 from mmseg_coop.models.backbones.xception import convert_timm_state_dict
 
-ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / 'tools' / 'model_converters'
-
-
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(tool, *args):
-    """Run a converter as a user does."""
-    result = subprocess.run(
-        [sys.executable, TOOLS / f'{tool}.py', *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-        check=False,
-    )
-    return Result(result.returncode, result.stdout, result.stderr)
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+MOBILENET = 'torchvision_mobilenet_v2'
 
 
 @pytest.fixture
-def run_here(monkeypatch, capsys):
-    """Run a converter in this process, which spares the seconds that its imports take."""
-    monkeypatch.syspath_prepend(TOOLS)
+def run(tool):
+    """Run a converter; returns what it printed, or the line that it ends with."""
 
-    def run_script(tool, *args):
-        monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
-        returncode, message = 0, ''
-        try:
-            runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
-        except SystemExit as error:  # what the interpreter does with it
-            if error.code:
-                returncode, message = (1, f'{error.code}\n')
-        captured = capsys.readouterr()
-        return Result(returncode, captured.out, captured.err + message)
+    def call(name, *words, code=0):
+        done = tool(f'tools/model_converters/{name}.py', *words)
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr.splitlines()[-1]
 
-    return run_script
-
-
-def assert_success(result):
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def assert_one_line_error(result, *parts):
-    assert result.returncode in (1, 2)
-    assert 'Traceback' not in result.stderr
-    # Libraries may warn while they are imported.
-    (error,) = [line for line in result.stderr.splitlines() if line.startswith('error: ')]
-    assert result.stderr.endswith(f'{error}\n')
-    for part in parts:
-        assert part in error
+    return call
 
 
 def load(path):
@@ -101,12 +63,6 @@ def images(tmp_path_factory):
     return folder
 
 
-def read_images(folder, mean=(127.5,) * 3, std=(127.5,) * 3):
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
-    arrays = [np.asarray(Image.open(path)) for path in sorted(folder.rglob('*.png'))]
-    return (torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() - mean) / std
-
-
 @pytest.fixture(scope='module')
 def folded(tmp_path_factory):
     """MobileNetV2 in half precision with batch norm that is an identity plus a bias."""
@@ -121,131 +77,98 @@ def folded(tmp_path_factory):
     return model.float(), path
 
 
-class TestTimmXception:
-    @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-    def test_converts(self, tmp_path, suffix, run_here):
-        state_dict = timm.create_model('xception41').state_dict()
-        source, destination = tmp_path / f'source{suffix}', tmp_path / 'new' / 'xception41.pth'
-        if suffix == '.pth':
-            torch.save(dict(state_dict=state_dict, epoch=3), source)
-        else:
-            from safetensors.torch import save_file
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_timm_xception(tmp_path, suffix, run):
+    state_dict = timm.create_model('xception41').state_dict()
+    source, destination = tmp_path / f'source{suffix}', tmp_path / 'new' / 'xception41.pth'
+    if suffix == '.pth':
+        torch.save(dict(state_dict=state_dict, epoch=3), source)
+    else:
+        from safetensors.torch import save_file
 
-            save_file(state_dict, source)
-        runner = run if suffix == '.pth' else run_here
-        stdout = assert_success(runner('timm_xception', source, destination))
-        converted, expected = load(destination), convert_timm_state_dict(state_dict)
-        assert list(converted) == list(expected)
-        assert all(torch.equal(converted[key], expected[key]) for key in expected)
-        assert f'{len(state_dict)} tensors read, 2 left out' in stdout
-        assert f'{len(expected)} tensors written' in stdout
-        assert [path.name for path in destination.parent.iterdir()] == ['xception41.pth']
-
-    def test_names_what_does_not_fit(self, tmp_path, run_here):
-        with torch.device('meta'):
-            names = timm.create_model('xception41').state_dict()
-        del names['stem.0.bn.bias']
-        torch.save({name: torch.zeros(1) for name in names}, tmp_path / 'source.pth')
-        result = run_here('timm_xception', tmp_path / 'source.pth', tmp_path / 'new.pth')
-        assert_one_line_error(result, 'source.pth', 'missing keys: stem.0.bn.bias')
-        assert not (tmp_path / 'new.pth').exists()
+        save_file(state_dict, source)
+    stdout = run('timm_xception', source, destination)
+    converted, expected = load(destination), convert_timm_state_dict(state_dict)
+    assert list(converted) == list(expected)
+    assert all(torch.equal(converted[key], expected[key]) for key in expected)
+    assert f'{len(state_dict)} tensors read, 2 left out' in stdout
+    assert f'{len(expected)} tensors written' in stdout
+    assert [path.name for path in destination.parent.iterdir()] == ['xception41.pth']
 
 
-class TestTorchvisionMobileNetV2:
-    TOOL = 'torchvision_mobilenet_v2'
+def test_mobilenet_computes_the_same(tmp_path, run):
+    reference = mobilenet_v2().eval()
+    randomize_batch_norm(reference)
+    torch.save(reference.state_dict(), tmp_path / 'source.pth')
+    stdout = run(MOBILENET, tmp_path / 'source.pth', tmp_path / 'converted.pth')
+    assert '314 tensors read, 8 left out' in stdout
+    assert '306 tensors written, 1.84 M values' in stdout
+    model = MobileNetV2(out_indices=(1, 2, 4, 6))
+    model.load_state_dict(load(tmp_path / 'converted.pth'))
+    model.eval()
+    x = torch.randn(2, 3, 65, 64)
+    with torch.no_grad():
+        for level, end in zip(model(x), (3, 6, 13, 17), strict=True):
+            torch.testing.assert_close(level, reference.features[: end + 1](x))
 
-    def test_computes_the_same(self, tmp_path, run_here):
-        reference = mobilenet_v2().eval()
-        randomize_batch_norm(reference)
-        torch.save(reference.state_dict(), tmp_path / 'source.pth')
-        result = run_here(self.TOOL, tmp_path / 'source.pth', tmp_path / 'converted.pth')
-        stdout = assert_success(result)
-        assert '314 tensors read, 8 left out' in stdout
-        assert '306 tensors written, 1.84 M values' in stdout
-        model = MobileNetV2(out_indices=(1, 2, 4, 6))
-        model.load_state_dict(load(tmp_path / 'converted.pth'))
+
+def test_half_precision_becomes_float32(tmp_path, folded, run):
+    model, source = folded
+    run(MOBILENET, source, tmp_path / 'converted.pth')
+    converted = load(tmp_path / 'converted.pth')
+    kinds = {v.dtype for k, v in converted.items() if not k.endswith('num_batches_tracked')}
+    assert kinds == {torch.float32}
+    assert torch.equal(converted['conv1.conv.weight'], model.features[0][0].weight)
+
+
+def test_restored_batch_norm(tmp_path, folded, images, run):
+    reference, source = folded
+    destination = tmp_path / 'restored.pth'
+    mean, std = (120, 110, 100), (60, 61, 62)
+    options = ('--restore-bn', images, '--mean', *mean, '--std', *std)
+    stdout = run(MOBILENET, source, destination, *options)
+    assert f'batch norm restored from 4 images of {images}' in stdout
+    converted = load(destination)
+    model = MobileNetV2(out_indices=(6,))
+    model.load_state_dict(converted)
+    arrays = np.stack([np.asarray(Image.open(path)) for path in sorted(images.rglob('*.png'))])
+    x = torch.from_numpy((arrays - np.array(mean)) / np.array(std)).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = reference.features[:18](x)
         model.eval()
-        x = torch.randn(2, 3, 65, 64)
-        with torch.no_grad():
-            for level, end in zip(model(x), (3, 6, 13, 17), strict=True):
-                torch.testing.assert_close(level, reference.features[: end + 1](x))
+        evaluated = model(x)
+        # In training the statistics are those of the very images that were measured.
+        model.train()
+        trained = model(x)
+        unrestored = copy.deepcopy(reference).train().features[:18](x)
+        first = reference.features[0][0](x)
+    assert (evaluated - expected).norm() < 1e-4 * expected.norm()
+    assert (trained - expected).norm() < 1e-2 * expected.norm()
+    assert (unrestored - expected).norm() > 0.5 * expected.norm()
+    mean, var = first.mean((0, 2, 3)), first.var((0, 2, 3), correction=0)
+    batch_norm = reference.features[0][1]
+    weight, bias = (var + batch_norm.eps).sqrt(), batch_norm.bias + mean
+    for name, value in dict(running_mean=mean, running_var=var, weight=weight, bias=bias).items():
+        torch.testing.assert_close(converted[f'conv1.bn.{name}'], value, rtol=1e-4, atol=1e-5)
 
-    def test_half_precision_becomes_float32(self, tmp_path, folded, run_here):
-        model, source = folded
-        assert_success(run_here(self.TOOL, source, tmp_path / 'converted.pth'))
-        converted = load(tmp_path / 'converted.pth')
-        kinds = {v.dtype for k, v in converted.items() if not k.endswith('num_batches_tracked')}
-        assert kinds == {torch.float32}
-        assert torch.equal(converted['conv1.conv.weight'], model.features[0][0].weight)
 
-    def test_restored_batch_norm(self, tmp_path, folded, images):
-        reference, source = folded
-        destination = tmp_path / 'restored.pth'
-        result = run(
-            *(self.TOOL, source, destination, '--restore-bn', images),
-            *('--mean', 120, 110, 100, '--std', 60, 61, 62),
-        )
-        assert f'batch norm restored from 4 images of {images}' in assert_success(result)
-        model = MobileNetV2(out_indices=(6,))
-        model.load_state_dict(load(destination))
-        x = read_images(images, (120, 110, 100), (60, 61, 62))
-        with torch.no_grad():
-            expected = reference.features[:18](x)
-            model.eval()
-            evaluated = model(x)
-            # In training the statistics are those of the very images that were measured.
-            model.train()
-            trained = model(x)
-            unrestored = copy.deepcopy(reference).train().features[:18](x)
-        assert (evaluated - expected).norm() < 1e-4 * expected.norm()
-        assert (trained - expected).norm() < 1e-2 * expected.norm()
-        assert (unrestored - expected).norm() > 0.5 * expected.norm()
-
-    def test_restored_statistics(self, tmp_path, folded, images, run_here):
-        reference, source = folded
-        destination = tmp_path / 'restored.pth'
-        assert_success(run_here(self.TOOL, source, destination, '--restore-bn', images))
-        with torch.no_grad():
-            out = reference.features[0][0](read_images(images))
-        mean, var = out.mean((0, 2, 3)), out.var((0, 2, 3), correction=0)
-        batch_norm = reference.features[0][1]
-        converted = load(destination)
-        for name, expected in dict(
-            running_mean=mean,
-            running_var=var,
-            weight=(var + batch_norm.eps).sqrt(),
-            bias=batch_norm.bias + mean,
-        ).items():
-            restored = converted[f'conv1.bn.{name}']
-            torch.testing.assert_close(restored, expected, rtol=1e-4, atol=1e-5)
-
-    @pytest.mark.parametrize(
-        ('options', 'parts'),
-        [
-            (['--restore-bn', 'EMPTY'], ['no image', '.jpg']),
-            (['--restore-bn', 'IMAGES', '--std', '1', '0', '1'], ['--std', '[1.0, 0.0, 1.0]']),
-            (['--restore-bn', 'IMAGES', '--max-images', '0'], ['--max-images', 'got 0']),
-        ],
-    )
-    def test_wrong_options(self, tmp_path, folded, images, run_here, options, parts):
-        (tmp_path / 'empty').mkdir()
-        folders = dict(EMPTY=tmp_path / 'empty', IMAGES=images)
-        options = [folders.get(option, option) for option in options]
-        result = run_here(self.TOOL, folded[1], tmp_path / 'new.pth', *options)
-        assert_one_line_error(result, *parts)
-        assert not (tmp_path / 'new.pth').exists()
-
-    def test_damaged_image(self, tmp_path, folded, run_here):
-        (tmp_path / 'images').mkdir()
-        (tmp_path / 'images' / 'a.png').write_bytes(b'no image')
-        options = ['--restore-bn', tmp_path / 'images']
-        result = run_here(self.TOOL, folded[1], tmp_path / 'new.pth', *options)
-        assert_one_line_error(result, 'a.png', 'no readable image')
-
-    def test_other_width_is_refused(self, tmp_path, run_here):
-        torch.save(mobilenet_v2(width_mult=0.5).state_dict(), tmp_path / 'source.pth')
-        result = run_here(self.TOOL, tmp_path / 'source.pth', tmp_path / 'converted.pth')
-        assert_one_line_error(result, 'conv1.conv.weight (16, 3, 3, 3) instead of (32, 3, 3, 3)')
+@pytest.mark.parametrize(
+    ('folder', 'options', 'code', 'message'),
+    [
+        ('empty', [], 1, 'no image (.jpg, .jpeg, .png) below '),
+        ('images', ['--std', '1', '0', '1'], 2, '--std must be positive, not [1.0, 0.0, 1.0]'),
+        ('images', ['--max-images', '0'], 2, '--max-images: has to be at least 1, not 0'),
+        ('damaged', [], 1, 'a.png is no readable image; remove or replace it'),
+    ],
+)
+def test_images_that_cannot_restore(tmp_path, folded, images, run, folder, options, code, message):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'damaged').mkdir()
+    (tmp_path / 'damaged/a.png').write_bytes(b'no image')
+    folder = images if folder == 'images' else tmp_path / folder
+    words = (folded[1], tmp_path / 'new.pth', '--restore-bn', folder, *options)
+    assert message in run(MOBILENET, *words, code=code)
+    assert not (tmp_path / 'new.pth').exists()
 
 
 def lite0_state_dict(model):
@@ -253,30 +176,27 @@ def lite0_state_dict(model):
 
     Written down block by block, apart from the converter's own table.
     """
-    names = {}
     first = model.blocks[0][0]
-    names['_blocks.0'] = dict(
-        _depthwise_conv=first.conv_dw, _bn1=first.bn1, _project_conv=first.conv_pw, _bn2=first.bn2
-    )
-    for number, block in enumerate((b for stage in model.blocks[1:] for b in stage), 1):
-        names[f'_blocks.{number}'] = dict(
-            _expand_conv=block.conv_pw,
-            _bn0=block.bn1,
-            _depthwise_conv=block.conv_dw,
-            _bn1=block.bn2,
-            _project_conv=block.conv_pwl,
-            _bn2=block.bn3,
-        )
     modules = {
-        f'{block}.{name}': m for block, layers in names.items() for name, m in layers.items()
+        '_conv_stem': model.conv_stem,
+        '_bn0': model.bn1,
+        '_blocks.0._depthwise_conv': first.conv_dw,
+        '_blocks.0._bn1': first.bn1,
+        '_blocks.0._project_conv': first.conv_pw,
+        '_blocks.0._bn2': first.bn2,
+        '_conv_head': model.conv_head,
+        '_bn1': model.bn2,
+        '_fc': model.classifier,
     }
-    modules |= dict(
-        _conv_stem=model.conv_stem,
-        _bn0=model.bn1,
-        _conv_head=model.conv_head,
-        _bn1=model.bn2,
-        _fc=model.classifier,
-    )
+    for number, block in enumerate((b for stage in model.blocks[1:] for b in stage), 1):
+        modules |= {
+            f'_blocks.{number}._expand_conv': block.conv_pw,
+            f'_blocks.{number}._bn0': block.bn1,
+            f'_blocks.{number}._depthwise_conv': block.conv_dw,
+            f'_blocks.{number}._bn1': block.bn2,
+            f'_blocks.{number}._project_conv': block.conv_pwl,
+            f'_blocks.{number}._bn2': block.bn3,
+        }
     return {
         f'{name}.{key}': value
         for name, module in modules.items()
@@ -284,33 +204,25 @@ def lite0_state_dict(model):
     }
 
 
-class TestEfficientNetLite0:
-    @pytest.mark.parametrize('model_name', ['efficientnet_lite0', 'tf_efficientnet_lite0'])
-    def test_computes_the_same(self, tmp_path, model_name, run_here):
-        reference = timm.create_model(model_name).eval()
-        randomize_batch_norm(reference)
-        torch.save(lite0_state_dict(reference), tmp_path / 'source.pth')
-        runner = run if model_name == 'efficientnet_lite0' else run_here
-        result = runner('efficientnet_lite0', tmp_path / 'source.pth', tmp_path / 'new.pth')
-        stdout = assert_success(result)
-        assert '296 tensors read, 8 left out' in stdout
-        assert '288 tensors written' in stdout
-        backbone = TIMMBackbone(model_name, features_only=True, pretrained=False).eval()
-        backbone.load_state_dict(load(tmp_path / 'new.pth'))
-        x = torch.randn(1, 3, 64, 64)
-        stages = []
-        for index in (0, 1, 2, 4, 6):
-            reference.blocks[index].register_forward_hook(lambda m, i, out: stages.append(out))
-        with torch.no_grad():
-            reference(x)
-            features = backbone(x)
-        for feature, stage in zip(features, stages, strict=True):
-            torch.testing.assert_close(feature, stage)
-
-    def test_another_network_is_refused(self, tmp_path, folded, run_here):
-        result = run_here('efficientnet_lite0', folded[1], tmp_path / 'new.pth')
-        assert_one_line_error(result, 'features.0.0.weight', 'EfficientNet-Lite0')
-        assert not (tmp_path / 'new.pth').exists()
+@pytest.mark.parametrize('model_name', ['efficientnet_lite0', 'tf_efficientnet_lite0'])
+def test_efficientnet_lite0_computes_the_same(tmp_path, model_name, run):
+    reference = timm.create_model(model_name).eval()
+    randomize_batch_norm(reference)
+    torch.save(lite0_state_dict(reference), tmp_path / 'source.pth')
+    stdout = run('efficientnet_lite0', tmp_path / 'source.pth', tmp_path / 'new.pth')
+    assert '296 tensors read, 8 left out' in stdout
+    assert '288 tensors written' in stdout
+    backbone = TIMMBackbone(model_name, features_only=True, pretrained=False).eval()
+    backbone.load_state_dict(load(tmp_path / 'new.pth'))
+    x = torch.randn(1, 3, 64, 64)
+    stages = []
+    for index in (0, 1, 2, 4, 6):
+        reference.blocks[index].register_forward_hook(lambda m, i, out: stages.append(out))
+    with torch.no_grad():
+        reference(x)
+        features = backbone(x)
+    for feature, stage in zip(features, stages, strict=True):
+        torch.testing.assert_close(feature, stage)
 
 
 class RunsOnLoading:
@@ -321,53 +233,138 @@ class RunsOnLoading:
         return (Path.touch, (self.path,))
 
 
-class TestFiles:
-    TOOL = 'torchvision_mobilenet_v2'
+def xception_without_a_tensor():
+    with torch.device('meta'):
+        names = timm.create_model('xception41').state_dict()
+    del names['stem.0.bn.bias']
+    return {name: torch.zeros(1) for name in names}
 
-    def test_overwrites_only_when_forced(self, tmp_path, folded, run_here):
-        destination = tmp_path / 'converted.pth'
-        destination.write_text('precious')
-        result = run(self.TOOL, folded[1], destination)
-        assert_one_line_error(result, str(destination), '--force')
-        assert destination.read_text() == 'precious'
-        assert_success(run_here(self.TOOL, folded[1], destination, '--force'))
-        assert 'conv1.conv.weight' in load(destination)
-        assert list(tmp_path.iterdir()) == [destination]
 
-    def test_failed_conversion_keeps_the_old_file(self, tmp_path, run_here):
-        destination = tmp_path / 'converted.pth'
-        destination.write_text('precious')
-        torch.save({'other': torch.zeros(1)}, tmp_path / 'source.pth')
-        result = run_here(self.TOOL, tmp_path / 'source.pth', destination, '--force')
-        assert_one_line_error(result, "'other'")
-        assert destination.read_text() == 'precious'
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        (MOBILENET, None, "source.pth' does not exist"),
+        (MOBILENET, lambda: 'text', 'source.pth is damaged or no checkpoint'),
+        (MOBILENET, lambda: [torch.zeros(1)], 'source.pth'),
+        (MOBILENET, lambda: {'meta': 1}, "source.pth' holds no weights"),
+        (MOBILENET, lambda: {'features.0.0.weight': RunsOnLoading(Path('planted'))}, 'refused'),
+        (MOBILENET, lambda: {'other': torch.zeros(1)}, "'other' is no name of torchvision's"),
+        (MOBILENET, lambda: mobilenet_v2(width_mult=0.5).state_dict(), 'torch.Size([16, 3, 3, 3])'),
+        (
+            'efficientnet_lite0',
+            lambda: mobilenet_v2().state_dict(),
+            "'features.0.0.weight' is no n",
+        ),
+        ('timm_xception', xception_without_a_tensor, 'missing keys: stem.0.bn.bias'),
+    ],
+)
+def test_a_source_that_is_not_converted_leaves_the_old_file(
+    tmp_path, monkeypatch, run, name, content, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path('converted.pth').write_text('precious')
+    if content is not None:
+        what = content()
+        Path('source.pth').write_text(what) if what == 'text' else torch.save(what, 'source.pth')
+    error = run(name, 'source.pth', 'converted.pth', '--force', code=1)
+    assert error.startswith('error: ')
+    assert message in error
+    assert Path('converted.pth').read_text() == 'precious'
+    assert {path.name for path in tmp_path.iterdir()} <= {'source.pth', 'converted.pth'}
 
-    def test_code_in_a_file_is_not_run(self, tmp_path, run_here):
-        planted = tmp_path / 'planted'
-        torch.save({'features.0.0.weight': RunsOnLoading(planted)}, tmp_path / 'source.pth')
-        result = run_here(self.TOOL, tmp_path / 'source.pth', tmp_path / 'converted.pth')
-        assert_one_line_error(result, 'source.pth', 'more than tensors')
-        assert not planted.exists()
 
-    @pytest.mark.parametrize(
-        ('content', 'message'),
-        [
-            (None, 'is not a file'),
-            ('text', 'cannot read'),
-            ([torch.zeros(1)], 'holds no state dict'),
-            ({'meta': 1}, 'holds no state dict'),
-        ],
+def test_a_destination_is_a_new_pth_file_or_replaced_by_force(tmp_path, folded, run):
+    destination = tmp_path / 'converted.pth'
+    destination.write_text('precious')
+    error = run(MOBILENET, folded[1], destination, code=1)
+    assert f"{destination}' exists; name another file, or add --force" in error
+    assert destination.read_text() == 'precious'
+    run(MOBILENET, folded[1], destination, '--force')
+    assert 'conv1.conv.weight' in load(destination)
+    assert list(tmp_path.iterdir()) == [destination]
+    error = run(MOBILENET, folded[1], destination.with_suffix('.safetensors'), code=1)
+    assert "has to end in .pth, not '" in error
+
+
+# publish_model.py
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory, untrained):
+    """A checkpoint with what a training writes, and its weights."""
+    palette = np.array(CamVidDataset.METAINFO['palette'])
+    meta = dict(
+        cfg='secret = "/home/someone"',
+        dataset_meta=dict(classes=CamVidDataset.METAINFO['classes'], palette=palette),
     )
-    def test_unreadable_source(self, tmp_path, content, message, run_here):
-        source = tmp_path / 'source.pth'
-        if content == 'text':
-            source.write_text('text')
-        elif content is not None:
-            torch.save(content, source)
-        assert_one_line_error(
-            run_here(self.TOOL, source, tmp_path / 'new.pth'), str(source), message
-        )
+    file = tmp_path_factory.mktemp('publish') / 'iter_1.pth'
+    weights = load(untrained(CONFIG, file))['state_dict']
+    momentum = {name: torch.ones_like(value) for name, value in weights.items()}
+    untrained(CONFIG, file, meta=meta, optimizer=momentum, message_hub={})
+    return file, weights
 
-    def test_destination_must_be_pth(self, tmp_path, folded, run_here):
-        result = run_here(self.TOOL, folded[1], tmp_path / 'converted.safetensors')
-        assert_one_line_error(result, 'converted.safetensors', '.pth')
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_published_weights_and_classes(checkpoint, tmp_path, run, suffix):
+    source, weights = checkpoint
+    text = run('publish_model', source, tmp_path / f'out/pair{suffix}')
+    (file,) = (tmp_path / 'out').iterdir()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert file.name == f'pair-{digest[:8]}{suffix}'
+    assert file.stat().st_size < 0.6 * source.stat().st_size
+    assert b'someone' not in file.read_bytes()
+    assert f'{file}: ' in text
+    assert '11 classes' in text
+    if suffix == '.pth':
+        assert set(load(file)) == {'meta', 'state_dict'}
+        model = init_model(str(CONFIG), str(file), device='cpu')
+        meta, published = model.dataset_meta, model.state_dict()
+    else:
+        from safetensors import safe_open
+
+        with safe_open(file, 'pt') as content:
+            meta = json.loads(content.metadata()['dataset_meta'])
+            names = content.keys()
+            published = {name: content.get_tensor(name) for name in names}
+    assert tuple(meta['classes']) == CamVidDataset.METAINFO['classes']
+    assert meta['palette'] == CamVidDataset.METAINFO['palette']
+    assert published.keys() == weights.keys()
+    assert all(torch.equal(published[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (
+            dict(state_dict=dict(weight=torch.ones(1)), optimizer=RunsOnLoading(Path('planted'))),
+            'refused',
+        ),
+        (
+            dict(state_dict=dict(weight=torch.tensor([1, float('nan')]))),
+            "no number, 'weight' first",
+        ),
+        (dict(optimizer={}), 'holds no weights'),
+        (None, "checkpoint 'a.pth' does not exist"),
+    ],
+)
+def test_publish_model_refuses_wrong_input(tmp_path, monkeypatch, run, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        torch.save(content, 'a.pth')
+    assert message in run('publish_model', 'a.pth', 'out/pair.pth', code=1)
+    assert {path.name for path in tmp_path.iterdir()} <= {'a.pth'}
+    error = run('publish_model', 'a.pth', 'pair.onnx', code=1)
+    assert "has to end in .pth or .safetensors, not 'pair.onnx'" in error
+
+
+def test_publishing_twice_overwrites_nothing(checkpoint, tmp_path, run):
+    source, target = checkpoint[0], tmp_path / 'out/pair.pth'
+    run('publish_model', source, target)
+    (file,) = target.parent.iterdir()
+    file.write_text('mine')
+    assert 'exists; name another file, or add --force' in run(
+        'publish_model', source, target, code=1
+    )
+    assert [path.read_text() for path in target.parent.iterdir()] == ['mine']
+    run('publish_model', source, target, '--force')
+    assert file.read_bytes() != b'mine'

@@ -6,14 +6,22 @@ The classifier is left out.
 
 from __future__ import annotations
 
-from mmseg_coop.engine.checkpoint_io import make_parser, run
-from mmseg_coop.models.backbones.xception import convert_timm_state_dict
+from collections.abc import Sequence
+
+from mmseg_coop_cli import CONVERSION, Parser, program
 
 
-def main() -> None:
-    """Convert the file named on the command line."""
-    run(make_parser(__doc__).parse_args(), convert_timm_state_dict)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert."""
+    parser = Parser(__doc__)
+    parser.share(*CONVERSION)
+    args = parser.parse_args(argv)
+
+    from mmseg_coop.apis.convert import convert_checkpoint
+    from mmseg_coop.models.backbones.xception import convert_timm_state_dict
+
+    convert_checkpoint(**vars(args), convert=convert_timm_state_dict)
 
 
 if __name__ == '__main__':
-    main()
+    program(main)

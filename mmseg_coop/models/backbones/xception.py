@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
+from ...errors import CheckpointError
 from .._checks import check_positive
 
 _EPS = 1e-3
@@ -360,13 +361,14 @@ def convert_timm_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
         State dict of :class:`Xception` at the same depth, holding the same tensors.
 
     Raises:
-        ValueError: If keys are missing or unexpected, or the number of blocks is that of no depth.
+        CheckpointError: If keys are missing or unexpected, or the number of blocks is that of no
+            depth.
     """
     indices = {int(match[1]) for key in state_dict if (match := re.match(r'blocks\.(\d+)\.', key))}
     depths = {len(_plan(depth)) + 1: depth for depth in _ENTRY_BLOCKS}
     num_blocks = max(indices, default=-1) + 1
     if num_blocks not in depths:
-        raise ValueError(
+        raise CheckpointError(
             f"expected the state dict of timm's xception41, xception65 or xception71, with "
             f'{" or ".join(map(str, depths))} blocks (keys "blocks.N"), got {num_blocks} blocks; '
             f'the first keys are {list(state_dict)[:3]}'
@@ -386,5 +388,7 @@ def convert_timm_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
             rest = f' and {len(keys) - 10} more' if len(keys) > 10 else ''
             problems.append(f'{problem} keys: {", ".join(keys[:10])}{rest}')
     if problems:
-        raise ValueError(f"not the state dict of timm's xception{depth}: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"not the state dict of timm's xception{depth}: {'; '.join(problems)}"
+        )
     return {name: state_dict[timm_name] for timm_name, name in timm_names.items()}
