@@ -100,6 +100,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     # torch.distributed.launch passes it as an argument, torchrun as an environment variable.
     '--local-rank': dict(type=int, default=0, help=argparse.SUPPRESS),
     '--max-images': dict(type=at_least(1), metavar='N', help='stop after N images; default: all'),
+    '--opacity': dict(type=float, default=0.5, help='of the classes, 0 to 1; default: 0.5'),
     '--out': dict(help='file or folder to write'),
     '--outputs': dict(
         nargs='+', metavar='NAME', help='outputs such as top or ensemble; default: all'
@@ -119,6 +120,10 @@ EVALUATION = (
 )
 #: What converters of weights take alike.
 CONVERSION = ('source', 'destination', '--force')
+#: What the demos take alike.
+PREDICTION = (
+    *('config', 'checkpoint', '--outputs', '--device', '--opacity', '--force', '--cfg-options'),
+)
 #: What train and test take alike.
 RUN = ('--work-dir', '--cfg-options', '--launcher', '--data-faults', '--local-rank')
 

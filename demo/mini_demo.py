@@ -5,13 +5,15 @@ Every step is a command that works as well on its own; the demo prints it before
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from mmseg_coop_cli import CoopError, Parser, program
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
@@ -22,17 +24,12 @@ WRITTEN = ('data', 'train', 'test', 'pictures')
 
 
 def run(title: str, *command: object) -> None:
-    """Print a command and run it from the project's folder.
-
-    Args:
-        title: What the command is for.
-        command: Its words, without the Python interpreter.
-    """
+    """Print a command, its words without the Python interpreter, and run it in the project."""
     words = [str(word) for word in command]
     print(f'\n=== {title}\n$ python {shlex.join(words)}\n', flush=True)
     completed = subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
     if completed.returncode:
-        sys.exit(f'error: the step "{title}" failed with exit code {completed.returncode}')
+        raise CoopError(f'the step "{title}" failed with exit code {completed.returncode}')
 
 
 def data_options(data_root: Path, *splits: str) -> list[str]:
@@ -41,41 +38,40 @@ def data_options(data_root: Path, *splits: str) -> list[str]:
     return ['--cfg-options', *options]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
+    parser = Parser(__doc__)
+    parser.share(
         '--out',
         type=Path,
-        default=ROOT / 'demo/output',
-        help='folder for data, checkpoints and pictures; default: demo/output',
+        default=Path('demo/output'),
+        help='folder for data, checkpoints and images; default: demo/output',
     )
-    out = parser.parse_args().out.resolve()
+    out = parser.parse_args(argv).out.resolve()
     for name in WRITTEN:
         shutil.rmtree(out / name, ignore_errors=True)
 
-    data, train, test, pictures = (out / name for name in WRITTEN)
+    data, train, test, images = (out / name for name in WRITTEN)
+    config = CONFIG.relative_to(ROOT)
     run(
-        'Draw a miniature data set',
+        'Draw a miniature dataset',
         'tools/dataset_converters/make_mini_dataset.py',
         *('--layout', 'camvid', '--out', data),
     )
     run(
         'Train two networks that cooperate',
-        *('tools/train.py', CONFIG.relative_to(ROOT), '--work-dir', train),
-        *data_options(data, 'train', 'val'),
+        *('tools/train.py', config, '--work-dir', train, *data_options(data, 'train', 'val')),
     )
     checkpoint = next(train.glob('best_mIoU_iter_*.pth'))
     run(
         'Test the best checkpoint: every network and their ensemble in one pass',
-        *('tools/test.py', CONFIG.relative_to(ROOT), checkpoint),
-        *('--work-dir', test, '--show-dir', pictures),
+        *('tools/test.py', config, checkpoint, '--work-dir', test, '--show-dir', images),
         *data_options(data, 'test'),
     )
 
     results = max(test.glob('*/*.json'), key=lambda file: file.stat().st_mtime)
     metrics = json.loads(results.read_text())
-    drawn = sorted(pictures.rglob('*.png'))
+    drawn = sorted(images.rglob('*.png'))
     print('\n=== Done')
     for name in ('top', 'bottom', 'ensemble'):
         print(f'{name:>10}: mIoU {metrics[f"{name}/mIoU"]:.1f}')
@@ -83,11 +79,11 @@ def main() -> None:
     print(f'   metrics: {results}')
     print(f'  pictures: {len(drawn)}, the first is {drawn[0]}')
     if metrics['ensemble/mIoU'] < EXPECTED_MIOU:
-        sys.exit(
-            f'error: the ensemble reaches mIoU {metrics["ensemble/mIoU"]:.1f}, expected are at '
-            f'least {EXPECTED_MIOU}.'
+        raise CoopError(
+            f'the ensemble reaches mIoU {metrics["ensemble/mIoU"]:.1f}, expected are at least '
+            f'{EXPECTED_MIOU}.'
         )
 
 
 if __name__ == '__main__':
-    main()
+    program(main)

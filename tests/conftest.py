@@ -18,6 +18,7 @@ from mmengine.visualization import Visualizer
 from mmseg.registry import MODELS
 
 from mmseg_coop.config import forget_pretrained
+from mmseg_coop.datasets import CamVidDataset
 from mmseg_coop.visualization import CoopLocalVisualizer
 from mmseg_coop_cli import load_tool, program
 
@@ -152,6 +153,17 @@ def untrained():
         return file
 
     return write
+
+
+@pytest.fixture(scope='session')
+def untrained_mini(untrained, tmp_path_factory):
+    """A checkpoint of the miniature pair as mmseg's interfaces take it, with random weights."""
+    return untrained(
+        MINI,
+        tmp_path_factory.mktemp('untrained') / 'model.pth',
+        meta=dict(dataset_meta=dict(CamVidDataset.METAINFO)),
+        message_hub=dict(runtime_info=dict(cfg=Config.fromfile(MINI).pretty_text)),
+    )
 
 
 #: Tiny backbones that end in different channels.

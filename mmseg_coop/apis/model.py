@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path as osp
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,43 @@ def build_model(cfg: Config) -> BaseSegmentor:
     forget_pretrained(cfg.model)
     with config_errors(cfg):
         return MODELS.build(cfg.model)
+
+
+def choose_device(text: str | None) -> torch.device:
+    """Device from the command line.
+
+    Args:
+        text: Its name; None takes CUDA where there is one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    try:
+        device = torch.device(text or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # no such device, or torch is without CUDA
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f'--device {text!r} cannot be used here: {reason} It takes cpu, cuda or cuda:N.'
+        ) from error
+    return device
+
+
+def choose_outputs(model: BaseSegmentor, wanted: Sequence[str] | None) -> list[str]:
+    """Names of a model's outputs, in its order.
+
+    Args:
+        model: The model; one of mmseg has a single output, ``'prediction'``.
+        wanted: The outputs to choose; None takes all.
+
+    Raises:
+        ConfigError: The model has no such output.
+    """
+    available = list(getattr(model, 'output_names', ['prediction']))
+    for name in wanted or ():
+        if name not in available:
+            raise ConfigError(f'output {name!r} is unknown; the model has {available}.')
+    return [name for name in available if wanted is None or name in wanted]
 
 
 def require_file(checkpoint: str) -> None:
