@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..apis.model import choose_device
 from ..errors import ConfigError
 from ..models.attentions import ChannelPoolAttention, PoolUnit, SpatialPoolAttention
-from .measure import choose_device, describe, interleaved_seconds, median_ratio, peak_bytes
+from .measure import describe, interleaved_seconds, median_ratio, peak_bytes
 from .tables import markdown
 
 

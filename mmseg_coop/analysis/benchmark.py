@@ -13,9 +13,9 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from ..apis import build_model
+from ..apis.model import build_model, choose_device
 from ..config import load_config
-from .measure import choose_device, describe, interleaved_seconds, median_ratio, peak_bytes
+from .measure import describe, interleaved_seconds, median_ratio, peak_bytes
 from .tables import markdown
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from ..apis import check_data, load_model
+from ..apis.model import choose_device
 from ..config import load_config
 from ..errors import ConfigError, DataError
 from ..evaluation import CoopIoUMetric
-from .measure import choose_device
 
 #: What the only output of a model without names is called.
 PREDICTION = 'prediction'

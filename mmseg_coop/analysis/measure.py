@@ -1,4 +1,4 @@
-"""Devices, and time and memory of functions, side by side in one process."""
+"""Time and memory of functions, side by side in one process."""
 
 from __future__ import annotations
 
@@ -12,28 +12,6 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-
-from ..errors import ConfigError
-
-
-def choose_device(text: str | None) -> torch.device:
-    """Device from the command line.
-
-    Args:
-        text: Its name; None takes CUDA where there is one.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
-    try:
-        device = torch.device(text or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # no such device, or torch is without CUDA
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f'--device {text!r} cannot be used here: {reason} It takes cpu, cuda or cuda:N.'
-        ) from error
-    return device
 
 
 def describe(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine.hooks.checkpoint_hook import write_aside
+from ..engine.hooks.checkpoint_hook import write_atomically
 from ..engine.safe_checkpoint import load_checkpoint_data
 from ..errors import CheckpointError
 from .model import require_file
@@ -51,7 +51,7 @@ def convert_checkpoint(
         raise CheckpointError(f'cannot convert {str(source)!r}: {error}') from error
     # Integers, such as num_batches_tracked, stay integers.
     converted = {k: v.float() if v.is_floating_point() else v for k, v in converted.items()}
-    write_aside(_pth(converted), destination)
+    write_atomically(_pth(converted), destination)
     values = sum(value.numel() for value in converted.values())
     left_out = len(weights) - len(converted)
     print(f'{source}: {len(weights)} tensors read, {left_out} left out')
@@ -100,7 +100,7 @@ def publish_checkpoint(source: str | Path, destination: str | Path, *, force: bo
     digest = hashlib.sha256(data).hexdigest()[:8]
     file = destination.with_name(f'{destination.stem}-{digest}{destination.suffix}')
     _check_free(file, force)
-    write_aside(data, file)
+    write_atomically(data, file)
     classes = dataset_meta.get('classes')
     values = sum(value.numel() for value in weights.values())
     print(f'{source}: {Path(source).stat().st_size / 2**20:.1f} MiB')
