@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 from mmengine.config import Config
 
-from tests.engine.runs import CONFIG, ROOT
+from tests.engine.runs import CONFIG
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -19,14 +17,14 @@ def _quick_disk():
 
 
 @pytest.fixture(scope='session')
-def scenes(tmp_path_factory):
+def scenes(tool, tmp_path_factory):
     """Eight images to train with and seven to validate with, 64x64."""
     folder = tmp_path_factory.mktemp('camvid') / 'data'
-    subprocess.run(
-        [sys.executable, ROOT / 'tools/dataset_converters/make_mini_dataset.py',
-         *('--layout', 'camvid', '--out', folder, '--train', '8', '--val', '7'),
-         *('--size', '64x64')], check=True, capture_output=True,
+    done = tool(
+        'tools/dataset_converters/make_mini_dataset.py', '--layout', 'camvid', '--out', folder,
+        *('--train', '8', '--val', '7', '--size', '64x64'),
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
+
+from mmseg_coop.engine import load_checkpoint_data
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
@@ -65,7 +69,7 @@ def train(
     model = Toy() if model is None else model
     if data is None:
         data = [dict(inputs=torch.rand(model.layer.in_features)) for _ in range(8)]
-    hook = dict(type='AtomicCheckpointHook', interval=1, by_epoch=False, **dict(checkpoint))
+    hook = {**dict(type='AtomicCheckpointHook', interval=1, by_epoch=False), **dict(checkpoint)}
     options = dict(
         dict(
             train_dataloader=data if isinstance(data, dict) else loader(data),
@@ -91,3 +95,46 @@ def files(folder):
 
 def logged(folder):
     return '\n'.join(path.read_text() for path in sorted(folder.glob('*/*.log')))
+
+
+def newest(folder):
+    return load_checkpoint_data((folder / 'last_checkpoint').read_text(), 'cpu')
+
+
+def assert_same(a, b, place='it'):
+    assert type(a) is type(b), place
+    if isinstance(a, dict):
+        assert list(a) == list(b), place
+        for key in a:
+            assert_same(a[key], b[key], f'{place}[{key!r}]')
+        assert_same(getattr(a, '_metadata', None), getattr(b, '_metadata', None), place)
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), place
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f'{place}[{number}]')
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, place
+        assert torch.equal(a, b), place
+        assert a.requires_grad == b.requires_grad, place
+    elif isinstance(a, np.ndarray):
+        assert a.dtype == b.dtype, place
+        np.testing.assert_array_equal(a, b, err_msg=place)
+    elif isinstance(a, HistoryBuffer):
+        assert_same([*a.data, a.max_length], [*b.data, b.max_length], place)
+        for name in ('min', 'max', 'mean', 'current'):
+            np.testing.assert_equal(a.statistics(name), b.statistics(name), err_msg=place)
+    else:
+        assert a == b, place
+
+
+def comparable(checkpoint):
+    """Weights, optimizer, scheduler and log, without what is of the clock or the folder."""
+    hub = checkpoint['message_hub']
+    log = {key: hub['log_scalars'][key] for key in sorted(hub['log_scalars'])}
+    best = hub['runtime_info'].get('best_score'), hub['runtime_info'].get('best_ckpt')
+    return dict(
+        {part: checkpoint[part] for part in ('state_dict', 'optimizer', 'param_schedulers')},
+        log={key: value for key, value in log.items() if not key.endswith('time')},
+        best=(best[0], best[1] and Path(best[1]).name),
+        iteration=checkpoint['meta']['iter'],
+    )

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import itertools
-import math
-import os
 import random
 from pathlib import Path
 
@@ -10,20 +7,16 @@ import mmengine.runner
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from mmseg.registry import LOOPS
 from torch import nn
 
-from mmseg_coop.engine import ExactIterBasedTrainLoop, load_checkpoint_data
-from mmseg_coop.engine.hooks.checkpoint_hook import changes_of_config
+from mmseg_coop.engine import ExactIterBasedTrainLoop
+from tests.engine import runs
+from tests.engine.runs import Toy, assert_same, comparable, loader, logged, newest
 
 IMAGES, BATCH, ITERATIONS = 7, 2, 12
-NUMBERS = itertools.count()
 
 
 class Noisy(torch.utils.data.Dataset):
@@ -45,15 +38,15 @@ class Noisy(torch.utils.data.Dataset):
         return dict(inputs=torch.tensor([index / IMAGES, *noise]))
 
 
-class Dropped(BaseModel):
+class Dropped(Toy):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(
+        self.layer = nn.Sequential(
             nn.Linear(4, 16), nn.BatchNorm1d(16, eps=1), nn.Dropout(0.5), nn.Linear(16, 1)
         )
 
-    def forward(self, inputs, mode='tensor'):
-        output = self.layers(torch.stack(inputs))
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        output = self.layer(torch.stack(inputs))
         return dict(loss=(output - 1).square().mean()) if mode == 'loss' else list(output)
 
 
@@ -102,103 +95,23 @@ class Kill(Hook):
 
 def train(folder, *, workers=0, kill=None, look=None, seed=3, accumulate=1):
     torch.manual_seed(0)  # of the weights
-    loader = dict(
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=dict(type='pseudo_collate'),
-    )
-    runner = Runner(
-        model=Dropped(),
-        work_dir=str(folder),
-        train_dataloader=dict(
-            batch_size=BATCH,
-            dataset=Noisy(str(folder) + '.read'),
-            sampler=dict(type='InfiniteSampler'),
-            **loader,
-        ),
+    hooks = [Kill(*kill)] if kill else []
+    hooks += [Look(look)] if look is not None else []
+    runs.train(
+        folder,
+        Dropped(),
+        data=loader(Noisy(f'{folder}.read'), BATCH, workers=workers),
+        max_iters=ITERATIONS,
+        hooks=hooks,
+        checkpoint=dict(interval=2, save_best='level', rule='greater'),
+        optim=dict(accumulative_counts=accumulate),
         train_cfg=dict(type='ExactIterBasedTrainLoop', max_iters=ITERATIONS, val_interval=4),
-        optim_wrapper=dict(
-            accumulative_counts=accumulate, optimizer=dict(type='SGD', lr=0.01, momentum=0.9)
-        ),
         param_scheduler=[dict(type='PolyLR', power=0.9, end=20, by_epoch=False)],
-        val_dataloader=dict(
-            batch_size=2,
-            dataset=Noisy('/dev/null', 3),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            collate_fn=dict(type='pseudo_collate'),
-        ),
+        val_dataloader=loader(Noisy('/dev/null', 3), sampler='DefaultSampler', shuffle=False),
         val_cfg=dict(),
         val_evaluator=dict(type=Level),
-        default_hooks=dict(
-            checkpoint=dict(
-                type='AtomicCheckpointHook',
-                interval=2,
-                by_epoch=False,
-                save_best='level',
-                rule='greater',
-            ),
-            logger=dict(type='LoggerHook', interval=3),
-        ),
-        custom_hooks=[
-            *([Kill(*kill)] if kill else []),
-            *([Look(look)] if look is not None else []),
-        ],
-        log_processor=dict(by_epoch=False),
         randomness=dict(seed=seed),
-        default_scope='mmseg',
-        experiment_name=f'run_{next(NUMBERS)}',  # the log of each is its own
-        resume=True,
     )
-    runner.train()
-    return runner
-
-
-def newest(folder):
-    return load_checkpoint_data((folder / 'last_checkpoint').read_text(), 'cpu')
-
-
-def assert_same(a, b, place='checkpoint'):
-    assert type(a) is type(b), place
-    if isinstance(a, dict):
-        assert set(a) == set(b), place
-        for key in a:
-            assert_same(a[key], b[key], f'{place}[{key!r}]')
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), place
-        for number, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f'{place}[{number}]')
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), place
-    elif isinstance(a, HistoryBuffer):
-        for x, y in zip(a.data, b.data, strict=True):
-            np.testing.assert_array_equal(x, y, err_msg=place)
-    else:
-        assert a == b, place
-
-
-def comparable(checkpoint):
-    """Weights, optimizer, scheduler and log, without what is of the clock or the folder."""
-    scalars = {
-        key: value
-        for key, value in checkpoint['message_hub']['log_scalars'].items()
-        if not key.endswith('time')
-    }
-    info = checkpoint['message_hub']['runtime_info']
-    parts = ('state_dict', 'optimizer', 'param_schedulers')
-    return dict(
-        {part: checkpoint[part] for part in parts},
-        log=scalars,
-        best=(info['best_score'], Path(info['best_ckpt']).name),
-        iteration=checkpoint['meta']['iter'],
-    )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _quick_disk():
-    """These runs end by an exception: nothing has to be on the disk before."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, 'fsync', lambda _: None)
-        yield
 
 
 @pytest.fixture(scope='module')
@@ -230,7 +143,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted(kills, uninterrupted, tmp_path)
 
 
 @pytest.mark.parametrize('kill', [('before', 7), ('after', 8), ('evaluation', 4), ('after', 10)])
-def test_within_an_accumulation_too(kill, tmp_path, capfd):
+def test_within_an_accumulation_too(kill, tmp_path):
     """Steps follow iterations 5, 10 and, with what is left, 12."""
     train(tmp_path / 'whole', accumulate=5)
     with pytest.raises(KeyboardInterrupt):
@@ -241,7 +154,7 @@ def test_within_an_accumulation_too(kill, tmp_path, capfd):
     whole, run = newest(tmp_path / 'whole'), newest(tmp_path / 'run')
     assert_same(comparable(run), comparable(whole))
     assert 'accumulation' not in run
-    assert 'gradient of some iterations is lost' not in ''.join(capfd.readouterr())
+    assert 'gradient of some iterations is lost' not in logged(tmp_path / 'run')
 
 
 def test_without_exactness_the_runs_would_differ(uninterrupted, tmp_path):
@@ -300,59 +213,10 @@ def test_other_configs_keep_mmengines_loop():
     assert LOOPS.get('IterBasedTrainLoop') is mmengine.runner.IterBasedTrainLoop
 
 
-def test_another_sampler_is_read_again_and_said(tmp_path, capfd):
-    folder = tmp_path / 'run'
-    loader = dict(
-        batch_size=BATCH,
-        dataset=Noisy(f'{folder}.read', 64),
-        sampler=dict(type='DefaultSampler', shuffle=True),
-        collate_fn=dict(type='pseudo_collate'),
-        num_workers=0,
-    )
-
-    def run(iterations):
-        runner = Runner(
-            model=Dropped(),
-            work_dir=str(folder),
-            train_dataloader=loader,
-            train_cfg=dict(type='ExactIterBasedTrainLoop', max_iters=iterations),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-            default_hooks=dict(
-                checkpoint=dict(type='AtomicCheckpointHook', interval=1, by_epoch=False)
-            ),
-            default_scope='mmseg',
-            experiment_name=f'other_{iterations}',
-            resume=True,
-        )
-        runner.train()
-
-    run(2)
-    run(3)
-    assert 'Reading the 2 batches again' in ''.join(capfd.readouterr())
-    assert math.isclose(len(Path(f'{folder}.read').read_text().split()), 5 * BATCH)
-
-
-def test_changes_of_the_config_are_listed():
-    old = Config(
-        dict(
-            model=dict(num_classes=11, sizes=(1, 2)),
-            train_dataloader=dict(batch_size=8),
-            param_scheduler=[dict(type='PolyLR', end=200)],
-            work_dir='a',
-        )
-    )
-    new = Config(
-        dict(
-            model=dict(num_classes=12, sizes=[1, 2], extra=True),
-            train_dataloader=dict(batch_size=4),
-            param_scheduler=[dict(type='PolyLR', end=100)],
-            work_dir='b',
-        )
-    )
-    assert changes_of_config(old, old) == []
-    assert changes_of_config(old, new) == [
-        "model.extra: '(nothing)' in the checkpoint, True now",
-        'model.num_classes: 11 in the checkpoint, 12 now',
-        'param_scheduler.0.end: 200 in the checkpoint, 100 now',
-        'train_dataloader.batch_size: 8 in the checkpoint, 4 now',
-    ]
+def test_another_sampler_is_read_again_and_said(tmp_path):
+    folder, log = tmp_path / 'run', tmp_path / 'read'
+    data = loader(Noisy(str(log), 64), BATCH, sampler='DefaultSampler', shuffle=True)
+    for iterations in (2, 3):
+        runs.train(folder, Dropped(), data=data, max_iters=iterations)
+    assert 'Reading the 2 batches again' in logged(folder)
+    assert len(log.read_text().split()) == 5 * BATCH

@@ -1,114 +1,68 @@
 from __future__ import annotations
 
-import itertools
-import os
-
 import pytest
 import torch
-from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from torch import nn
 
 from mmseg_coop.engine import load_checkpoint_data
 from mmseg_coop.errors import CheckpointError
+from tests.engine.runs import Toy, files, train
 
-NUMBERS = itertools.count()
-SGD = dict(type='SGD', lr=0.01, momentum=0.9)
-ADAM = dict(type='Adam', lr=0.01)
+ADAM, ADAMW = dict(optimizer=dict(type='Adam', lr=0.01)), dict(optimizer=dict(type='AdamW'))
 GROUPED = dict(paramwise_cfg=dict(custom_keys=dict(layer=dict(lr_mult=0.1))))
 POLY = [dict(type='PolyLR', power=0.9, end=9, by_epoch=False)]
 
 
-class Toy(BaseModel):
-    def __init__(self, classes=10, more=False):
+class Longer(Toy):
+    def __init__(self):
         super().__init__()
-        self.layer = nn.Linear(20, classes)
-        if more:
-            self.more = nn.Linear(2, 2)
-
-    def forward(self, inputs, mode='tensor'):
-        return dict(loss=self.layer(torch.stack(inputs)).square().mean())
-
-
-def train(
-    folder, *, model=(), resume=False, load_from=None, max_iters=4, schedule=(), **optim_wrapper
-):
-    runner = Runner(
-        model=Toy(**dict(model)),
-        work_dir=str(folder),
-        train_dataloader=dict(
-            batch_size=2,
-            dataset=[dict(inputs=torch.rand(20)) for _ in range(8)],
-            sampler=dict(type='InfiniteSampler'),
-            collate_fn=dict(type='pseudo_collate'),
-        ),
-        train_cfg=dict(type='ExactIterBasedTrainLoop', max_iters=max_iters),
-        optim_wrapper=dict(dict(optimizer=SGD), **optim_wrapper),
-        param_scheduler=list(schedule),
-        default_hooks=dict(
-            checkpoint=dict(type='AtomicCheckpointHook', interval=1, by_epoch=False)
-        ),
-        default_scope='mmseg',
-        experiment_name=f'resume_{next(NUMBERS)}',  # the log of each is its own
-        load_from=load_from and str(load_from),
-        resume=resume,
-    )
-    runner.train()
-    return runner
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _quick_disk():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, 'fsync', lambda _: None)
-        yield
+        self.more = nn.Linear(2, 2)
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('trained')
-    for name, options in dict(
-        sgd={},
-        adam=dict(optimizer=ADAM),
-        grouped=GROUPED,
-        accumulated=dict(accumulative_counts=4, max_iters=6),
-    ).items():
-        train(folder / name, **options)
+    train(folder / 'sgd')
+    train(folder / 'longer', Longer())
+    train(folder / 'adam', optim=ADAM)
+    train(folder / 'grouped', optim=GROUPED)
+    train(folder / 'accumulated', optim=dict(accumulative_counts=4), max_iters=6)
     return folder
 
 
+def resume(file, folder, *model, **options):
+    return train(folder, *model, load_from=str(file), **options)
+
+
 @pytest.mark.parametrize(
-    ('run', 'options', 'said'),
+    ('run', 'model', 'optim', 'said'),
     [
         (
-            'sgd',
-            dict(model=dict(classes=5)),
+            *('sgd', lambda: Toy(20, 5), {}),
             'size mismatch for layer.weight: copying a param with shape torch.Size([10, 20]) from '
             'checkpoint, the shape in current model is torch.Size([5, 20])',
         ),
-        (
-            'sgd',
-            dict(model=dict(more=True)),
-            'Missing key(s) in state_dict: "more.weight", "more.bias"',
-        ),
-        ('sgd', GROUPED, 'loaded state dict has a different number of parameter groups'),
-        ('grouped', {}, 'loaded state dict has a different number of parameter groups'),
-        ('sgd', dict(optimizer=ADAM), "its optimizer is 'SGD', not 'Adam'"),
-        ('adam', dict(optimizer=dict(type='AdamW')), "its optimizer is 'Adam', not 'AdamW'"),
-        ('adam', {}, "its optimizer is 'Adam', not 'SGD'"),
+        ('sgd', Longer, {}, 'Missing key(s) in state_dict: "more.weight", "more.bias"'),
+        ('longer', Toy, {}, 'Unexpected key(s) in state_dict: "more.weight", "more.bias"'),
+        ('sgd', Toy, GROUPED, 'loaded state dict has a different number of parameter groups'),
+        ('grouped', Toy, {}, 'loaded state dict has a different number of parameter groups'),
+        ('sgd', Toy, ADAM, "its optimizer is 'SGD', not 'Adam'"),
+        ('adam', Toy, ADAMW, "its optimizer is 'Adam', not 'AdamW'"),
+        ('adam', Toy, {}, "its optimizer is 'Adam', not 'SGD'"),
     ],
 )
-def test_another_model_or_optimizer_is_refused(run, options, said, trained, tmp_path):
+def test_another_model_or_optimizer_is_refused(run, model, optim, said, trained, tmp_path):
     file = trained / run / 'iter_2.pth'
     with pytest.raises(CheckpointError) as refused:
-        train(tmp_path, resume=True, load_from=file, **options)
+        resume(file, tmp_path, model(), optim=optim)
     assert str(refused.value) == (
         f'{file} does not fit the config: {said}. Resume it with the model and the optimizer that '
         f'it was trained with, or start a new run from its weights with load_from={file}, without '
         '--resume.'
     )
-    assert not list(tmp_path.glob('*.pth'))
-    assert train(tmp_path, load_from=file, **options).iter == 4  # what it says to do is possible
+    assert not files(tmp_path)
+    # What it says to do is possible.
+    assert resume(file, tmp_path, model(), optim=optim, resume=False).iter == 4
 
 
 def test_a_refusal_is_printable_and_short_whatever_the_file_holds(trained, tmp_path):
@@ -116,15 +70,9 @@ def test_a_refusal_is_printable_and_short_whatever_the_file_holds(trained, tmp_p
     checkpoint['state_dict'] |= {f'a\x1b[2J{number}': 0 for number in range(100)}
     torch.save(checkpoint, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='does not fit the config') as refused:
-        train(tmp_path, resume=True, load_from=tmp_path / 'a.pth')
+        resume(tmp_path / 'a.pth', tmp_path)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 1000
-
-
-def test_a_parameter_less_is_refused(tmp_path):
-    train(tmp_path, model=dict(more=True))
-    with pytest.raises(CheckpointError, match=r'Unexpected key\(s\) in state_dict: "more.weight"'):
-        train(tmp_path, resume=True, load_from=tmp_path / 'iter_2.pth')
 
 
 @pytest.mark.parametrize(
@@ -135,55 +83,50 @@ def test_a_parameter_less_is_refused(tmp_path):
         (['message_hub', 'meta', 'optimizer'], [], 'no meta and no message_hub and no optimizer'),
     ],
 )
-def test_without_its_optimizer_no_run_goes_on(lacks, schedule, said, trained, tmp_path):
+def test_without_its_optimizer_no_run_is_resumed(lacks, schedule, said, trained, tmp_path):
     """As the best checkpoints, and published ones."""
     checkpoint = load_checkpoint_data(trained / 'sgd/iter_2.pth')
     for part in lacks:
-        del checkpoint[part]
+        checkpoint.pop(part, None)
     torch.save(checkpoint, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError) as refused:
-        train(tmp_path, resume=True, load_from=tmp_path / 'a.pth', schedule=schedule)
+        resume(tmp_path / 'a.pth', tmp_path, param_scheduler=schedule)
     assert str(refused.value).startswith(f'{tmp_path}/a.pth holds {said}, so no run can go on')
     assert 'Resume from a numbered checkpoint, or start a new run' in str(refused.value)
 
 
+HELD = 'gradients for accumulative_counts=4'
+
+
 @pytest.mark.parametrize(
-    ('run', 'file', 'counts', 'held', 'multiple'),
+    ('run', 'counts', 'held', 'multiple'),
     [
-        ('sgd', 'iter_2.pth', 4, 'no such gradients', 4),  # as mmengine's hook writes them
-        ('accumulated', 'iter_2.pth', 1, 'gradients for accumulative_counts=4', 4),
-        ('accumulated', 'iter_2.pth', 2, 'gradients for accumulative_counts=4', 4),
-        ('accumulated', 'iter_2.pth', 3, 'gradients for accumulative_counts=4', 12),
+        ('sgd', 4, 'no such gradients', 4),  # as mmengine's hook writes them
+        ('accumulated', 1, HELD, 4),
+        ('accumulated', 2, HELD, 4),
+        ('accumulated', 3, HELD, 12),
     ],
 )
-def test_gradients_of_another_accumulation(run, file, counts, held, multiple, trained, tmp_path):
-    path = trained / run / file
+def test_gradients_of_another_accumulation(run, counts, held, multiple, trained, tmp_path):
+    file = trained / run / 'iter_2.pth'
     with pytest.raises(CheckpointError) as refused:
-        train(tmp_path, resume=True, load_from=path, accumulative_counts=counts)
+        resume(file, tmp_path, optim=dict(accumulative_counts=counts))
     assert str(refused.value) == (
-        f'optim_wrapper.accumulative_counts={counts} does not fit {path}: iteration 2 is between '
+        f'optim_wrapper.accumulative_counts={counts} does not fit {file}: iteration 2 is between '
         f'two steps of the optimizer, and it holds {held}. Resume with the number it was trained '
         f'with, or at a multiple of {multiple}.'
     )
 
 
-def test_between_two_steps_nothing_is_missing(trained, tmp_path):
-    assert (
-        train(tmp_path, resume=True, load_from=trained / 'accumulated/iter_4.pth', max_iters=5).iter
-        == 5
-    )
-    # The last iteration makes a step of what there is: a run that has ended has nothing left.
-    end = trained / 'accumulated/iter_6.pth'
-    assert 'accumulation' not in load_checkpoint_data(end)
-    assert train(tmp_path, resume=True, load_from=end, accumulative_counts=4, max_iters=6).iter == 6
-
-
-def test_gradients_are_in_numbered_checkpoints_between_steps(trained):
+def test_only_between_two_steps_a_checkpoint_holds_gradients(trained, tmp_path):
+    run = trained / 'accumulated'
     for iteration in range(1, 7):
-        checkpoint = load_checkpoint_data(trained / f'accumulated/iter_{iteration}.pth')
-        held = checkpoint.get('accumulation')
-        if iteration in (4, 6):
+        held = load_checkpoint_data(run / f'iter_{iteration}.pth').get('accumulation')
+        if iteration in (4, 6):  # the last iteration makes a step of what there is
             assert held is None
         else:
             assert held['counts'] == 4
             assert set(held['gradients']) == {'layer.weight', 'layer.bias'}
+    assert resume(run / 'iter_4.pth', tmp_path, max_iters=5).iter == 5
+    same = dict(optim=dict(accumulative_counts=4), max_iters=6)
+    assert resume(run / 'iter_6.pth', tmp_path, **same).iter == 6

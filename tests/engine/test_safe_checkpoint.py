@@ -32,7 +32,7 @@ import mmseg_coop  # noqa: F401  # all that a config's custom_imports does
 from mmseg_coop.engine import AtomicCheckpointHook
 from mmseg_coop.engine.safe_checkpoint import TRUST_VARIABLE, load_checkpoint_data
 from mmseg_coop.errors import CheckpointError
-from tests.engine.runs import CONFIG, ROOT
+from tests.engine.runs import CONFIG, ROOT, assert_same
 
 SYSTEM = f'{os.system.__module__}.system'
 
@@ -631,31 +631,6 @@ def test_weights_of_classes_are_read_from_numbers(tmp_path):
 
 # What is allowed
 # ---------------
-
-
-def assert_same(a, b):
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert list(a) == list(b)
-        assert_same(list(a.values()), list(b.values()))
-        assert_same(getattr(a, '_metadata', None), getattr(b, '_metadata', None))
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-        assert a.requires_grad == b.requires_grad
-    elif isinstance(a, np.ndarray):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-    elif isinstance(a, HistoryBuffer):
-        assert_same([*a.data, a.max_length], [*b.data, b.max_length])
-        for name in ('min', 'max', 'mean', 'current'):
-            assert a.statistics(name) == b.statistics(name)
-    else:
-        assert a == b
 
 
 @pytest.fixture(scope='module')

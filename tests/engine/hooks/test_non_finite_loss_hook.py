@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,15 +14,13 @@ from mmengine.config import Config
 from mmengine.hooks import RuntimeInfoHook
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner, get_priority
-from mmseg.registry import TRANSFORMS
+from mmseg.registry import HOOKS, TRANSFORMS
 from mmseg.structures import SegDataSample
 
 from mmseg_coop.engine import NonFiniteLossHook, load_checkpoint_data
 from mmseg_coop.engine.numeric_fault import non_finite
 from mmseg_coop.errors import NumericError
-
-ROOT = Path(__file__).resolve().parents[3]
-CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+from tests.engine.runs import CONFIG, ROOT, Toy, train
 
 
 @TRANSFORMS.register_module()
@@ -43,35 +40,27 @@ class SpoilImage(BaseTransform):
         return results
 
 
-@pytest.fixture
-def spoiled_cfg(small_cfg):
-    """A training whose fourth iteration meets an image of NaN; it saves at each iteration."""
-
-    def make(folder, **options):
-        cfg = small_cfg(folder, **{
-            'train_cfg.max_iters': 6,
-            'train_cfg.val_interval': 2,
-            'default_hooks.checkpoint.interval': 1,
-            'default_hooks.checkpoint.max_keep_ckpts': 1,
-            **options,
-        })  # fmt: skip
-        cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='SpoilImage', number=7))
-        return cfg
-
-    return make
-
-
 def assert_finite(path):
     checkpoint = load_checkpoint_data(path, 'cpu')
     assert not list(non_finite(checkpoint))
     return checkpoint
 
 
-def test_a_training_stops_at_the_iteration_and_names_all_there_is(spoiled_cfg, tmp_path):
-    runner = Runner.from_cfg(spoiled_cfg(tmp_path / 'run'))
+def test_a_training_stops_at_the_iteration_and_names_all_there_is(small_cfg, tmp_path):
+    """The fourth iteration meets an image of NaN."""
+    run = tmp_path / 'run'
+    cfg = small_cfg(run, **{
+        'train_cfg.max_iters': 6,
+        'train_cfg.val_interval': 2,
+        'default_hooks.checkpoint.interval': 1,
+        'default_hooks.checkpoint.max_keep_ckpts': 1,
+    })  # fmt: skip
+    cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='SpoilImage', number=7))
+    cfg.custom_hooks.insert(0, dict(type='EMAHook'))
+    runner = Runner.from_cfg(cfg)
     with pytest.raises(NumericError) as stopped:
         runner.train()
-    said, last = str(stopped.value), tmp_path / 'run/iter_3.pth'
+    said, last = str(stopped.value), run / 'iter_3.pth'
     assert said.startswith('The loss of iteration 4 is not finite: loss nan, ')
     for network in ('top', 'bottom'):
         assert f'decode.{network}.loss_ce nan' in said
@@ -83,31 +72,24 @@ def test_a_training_stops_at_the_iteration_and_names_all_there_is(spoiled_cfg, t
     assert '\n' not in said
 
     # The evaluation at iteration 2 wrote a best checkpoint, the third iteration the last one.
-    assert [file.name for file in sorted((tmp_path / 'run').glob('*.pth'))] == [
-        'best_mIoU_iter_2.pth', 'iter_3.pth',
-    ]  # fmt: skip
-    assert (tmp_path / 'run/last_checkpoint').read_text() == str(last)
+    assert {'best_mIoU_iter_2.pth', 'iter_3.pth'} == {file.name for file in run.glob('*.pth')}
+    assert (run / 'last_checkpoint').read_text() == str(last)
     assert assert_finite(last)['meta']['iter'] == 3
-
-
-def test_a_moving_average_is_spared(spoiled_cfg, tmp_path):
-    cfg = spoiled_cfg(tmp_path / 'run')
-    cfg.custom_hooks.insert(0, dict(type='EMAHook'))
-    runner = Runner.from_cfg(cfg)
-    with pytest.raises(NumericError, match='loss of iteration 4'):
-        runner.train()
+    # The moving average is spared.
     average = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook')
     assert list(non_finite(runner.model.state_dict()))
     assert not list(non_finite(average.ema_model.state_dict()))
 
 
-def test_without_the_hook_the_training_would_go_on(spoiled_cfg, tmp_path):
-    cfg = spoiled_cfg(tmp_path / 'run', **{
-        'default_hooks.checkpoint.type': 'CheckpointHook', 'train_cfg.max_iters': 5,
-    })  # fmt: skip
-    cfg.custom_hooks = []
-    Runner.from_cfg(cfg).train()
-    assert list(non_finite(load_checkpoint_data(tmp_path / 'run/iter_5.pth', 'cpu')))
+class Lost(Toy):
+    def change(self, output, loss):
+        return loss * math.nan if self.calls == 3 else loss
+
+
+def test_without_the_hook_the_training_would_go_on(tmp_path):
+    checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=False)
+    train(tmp_path, Lost(), default_hooks=dict(checkpoint=checkpoint))
+    assert list(non_finite(load_checkpoint_data(tmp_path / 'iter_4.pth', 'cpu')))
 
 
 def test_it_comes_before_all_that_keeps_weights_or_logs():
@@ -135,9 +117,8 @@ def look(values, data_batch=None, last=None):
         message_hub=hub,
         optim_wrapper=SimpleNamespace(get_lr=lambda: dict(lr=[0.1, 0.01], base_lr=[0.1])),
     )
-    NonFiniteLossHook().after_train_iter(
-        runner, 9, data_batch, outputs={name: OnDevice() for name in values}
-    )
+    outputs = {name: OnDevice() for name in values}
+    NonFiniteLossHook().after_train_iter(runner, 9, data_batch, outputs=outputs)
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
@@ -151,15 +132,12 @@ def test_only_losses_count():
     look({'loss': 1e38, 'decode.acc_seg': math.nan})
 
 
-def test_all_files_and_learning_rates_are_named():
+def test_all_files_and_learning_rates_and_where_to_go_on_are_named():
     samples = [SegDataSample(metainfo=dict(img_path=name)) for name in ('a.png', 'b.png')]
-    with pytest.raises(NumericError, match=r'learning rate 0\.01, 0\.1; images a\.png, b\.png\.'):
+    with pytest.raises(
+        NumericError, match=r'learning rate 0\.01, 0\.1; images a\.png, b\.png\. No '
+    ):
         look(dict(loss=math.nan), dict(inputs=[], data_samples=samples))
-
-
-def test_where_to_go_on():
-    with pytest.raises(NumericError, match='No checkpoint has been written yet; start anew'):
-        look(dict(loss=math.nan))
     with pytest.raises(NumericError, match=r'is w/iter_5\.pth\. .* load_from=w/iter_5\.pth'):
         look(dict(loss=math.nan), last='w/iter_5.pth')
 
@@ -167,23 +145,19 @@ def test_where_to_go_on():
 def test_the_configs_use_it():
     names = [hook.type for hook in Config.fromfile(str(CONFIG)).custom_hooks]
     assert {'NonFiniteLossHook', 'CountSkippedStepsHook'} <= set(names)
+    assert HOOKS.get('CheckLossHook') is NonFiniteLossHook  # its name in older configs
 
 
-def test_a_command_ends_with_the_error(small_options, tmp_path):
-    options = small_options(**{
+def test_a_command_ends_with_the_error(tool, small_words, tmp_path):
+    words = small_words(**{
         'optim_wrapper.optimizer.lr': 1e30,
         'train_cfg.max_iters': 6,
         'default_hooks.checkpoint.interval': 1,
     })  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/train.py', CONFIG, '--work-dir', tmp_path, '--no-validate',
-         '--cfg-options', *(f'{key}={value}' for key, value in options.items())],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = tool('tools/train.py', CONFIG, '--work-dir', tmp_path, '--no-validate', *words)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('error: The loss of iteration 2 is not finite')
-    assert 'Traceback' not in done.stderr
     assert str(tmp_path / 'iter_1.pth') in last
     assert [file.name for file in tmp_path.glob('*.pth')] == ['iter_1.pth']
     assert_finite(tmp_path / 'iter_1.pth')
@@ -192,41 +166,20 @@ def test_a_command_ends_with_the_error(small_options, tmp_path):
 #: A training whose loss becomes NaN in the second of two processes at the third iteration.
 TWO = """
 import sys
-import torch
 import torch.distributed as dist
-from mmengine.model import BaseModel
-from mmengine.runner import Runner
 import mmseg_coop
+from runs import Toy, train
 
-class Model(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.layer, self.calls = torch.nn.Linear(3, 1), 0
-    def forward(self, inputs, mode='loss'):
-        self.calls += 1
-        loss = self.layer(torch.stack(inputs)).square().mean()
-        return dict(loss=loss * float('nan') if (dist.get_rank(), self.calls) == (1, 3) else loss)
+class Lost(Toy):
+    def change(self, output, loss):
+        return loss * float('nan') if (dist.get_rank(), self.calls) == (1, 3) else loss
 
 dist.init_process_group('gloo')
-Runner(
-    model=Model(),
+train(
+    sys.argv[1], Lost(), max_iters=100, launcher='pytorch', experiment_name='two',
+    checkpoint=dict(interval=int(sys.argv[2])), hooks=[dict(type='NonFiniteLossHook')],
     cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)),
-    work_dir=sys.argv[1],
-    train_dataloader=dict(
-        batch_size=2, dataset=[dict(inputs=torch.rand(3)) for _ in range(8)],
-        sampler=dict(type='InfiniteSampler'), collate_fn=dict(type='pseudo_collate'),
-    ),
-    train_cfg=dict(by_epoch=False, max_iters=100),
-    optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
-    default_hooks=dict(
-        checkpoint=dict(
-            type='AtomicCheckpointHook', interval=int(sys.argv[2]), by_epoch=False,
-        ),
-    ),
-    custom_hooks=[dict(type='NonFiniteLossHook')],
-    launcher='pytorch',
-    default_scope='mmseg',
-).train()
+)
 """
 
 
@@ -238,7 +191,7 @@ def test_one_faulty_process_of_two_ends_both(interval, tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
          script, tmp_path / 'run', str(interval)],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT}/tests/engine'},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0  # a gloo process alone would wait for half an hour

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import multiprocessing
 import re
 from pathlib import Path
@@ -13,22 +12,19 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.structures import SegDataSample
 from PIL import Image
-from torch import nn
 from torch.utils.data import get_worker_info
 
 from mmseg_coop.datasets import SkipFaultyDataset
 from mmseg_coop.datasets.faults.skip_faulty_dataset import SKIPPED_KEY
-from mmseg_coop.engine import load_checkpoint_data
 from mmseg_coop.engine.hooks import SkippedFilesHook
 from mmseg_coop.errors import DataError
+from tests.engine import runs
+from tests.engine.runs import Toy, assert_same, loader, logged, newest
 
 COUNT, FAULTY, BATCH, ITERATIONS = 8, (2, 5), 2, 12
-NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope='module')
@@ -64,18 +60,16 @@ def dataset(root, *, test_mode):
     return dict(type='SkipFaultyDataset', test_mode=test_mode, dataset=inside)
 
 
-class Bright(BaseModel):
+class Bright(Toy):
     """Learns from the brightness of the images, and with it from which images it sees."""
 
     def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(1, 1)
+        super().__init__(1, 1)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         if mode == 'predict':
             return data_samples
-        brightness = torch.stack([image.float().mean() for image in inputs])[:, None] / 255
-        return dict(loss=(self.layer(brightness) - 1).square().mean())
+        return super().forward([image.float().mean()[None] / 255 for image in inputs])
 
 
 class Names(BaseMetric):
@@ -101,52 +95,24 @@ class End(Hook):
 
 def train(root, folder, *, workers=0, end=None, val_test_mode=True, max_iters=ITERATIONS):
     torch.manual_seed(0)  # of the weights
-    collate = dict(collate_fn=dict(type='pseudo_collate'))
-    runner = Runner(
-        model=Bright(),
-        work_dir=str(folder),
-        train_dataloader=dict(
-            batch_size=BATCH,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            dataset=dataset(root, test_mode=False),
-            sampler=dict(type='InfiniteSampler'),
-            **collate,
-        ),
-        train_cfg=dict(type='ExactIterBasedTrainLoop', max_iters=max_iters, val_interval=6),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        val_dataloader=dict(
-            dataset=dataset(root, test_mode=val_test_mode),
-            sampler=dict(type='DefaultSampler', shuffle=False),
-            **collate,
-        ),
-        val_cfg=dict(),
-        val_evaluator=dict(type=Names),
-        default_hooks=dict(
-            checkpoint=dict(type='AtomicCheckpointHook', interval=3, by_epoch=False)
-        ),
-        custom_hooks=[dict(type='SkippedFilesHook'), *([End(end)] if end else [])],
-        log_processor=dict(by_epoch=False),
-        randomness=dict(seed=1),
-        default_scope='mmseg',
-        experiment_name=f'skip_{next(NUMBERS)}',
-        resume=True,
-    )
+    hook = SkippedFilesHook()
+    validated = dataset(root, test_mode=val_test_mode)
     try:
-        runner.train()
+        runs.train(
+            folder,
+            Bright(),
+            data=loader(dataset(root, test_mode=False), BATCH, workers=workers),
+            hooks=[hook, *([End(end)] if end else [])],
+            checkpoint=dict(interval=3),
+            train_cfg=dict(type='ExactIterBasedTrainLoop', max_iters=max_iters, val_interval=6),
+            val_dataloader=loader(validated, 1, sampler='DefaultSampler', shuffle=False),
+            val_cfg=dict(),
+            val_evaluator=dict(type=Names),
+            randomness=dict(seed=1),
+        )
     finally:
-        hook = next(hook for hook in runner.hooks if isinstance(hook, SkippedFilesHook))
         atexit.unregister(hook._summarize)
     return hook
-
-
-def logged(folder):
-    return '\n'.join(path.read_text() for path in sorted(folder.glob('*/*.log')))
-
-
-def newest(folder):
-    checkpoint = load_checkpoint_data((folder / 'last_checkpoint').read_text(), 'cpu')
-    return checkpoint['state_dict'], checkpoint['message_hub']['runtime_info'][SKIPPED_KEY]
 
 
 @pytest.fixture(scope='module')
@@ -190,11 +156,10 @@ def test_a_resumed_run_skips_and_counts_as_the_uninterrupted(root, whole, tmp_pa
         train(root, tmp_path, end=end)
     hook = train(root, tmp_path, workers=workers)
     assert hook.draws == whole[1].draws
-    (weights, draws), (expected, expected_draws) = newest(tmp_path), newest(whole[0])
-    assert draws == expected_draws
-    assert weights.keys() == expected.keys()
-    for name in weights:
-        assert torch.equal(weights[name], expected[name])
+    ends = [newest(folder) for folder in (tmp_path, whole[0])]
+    draws = [end['message_hub']['runtime_info'][SKIPPED_KEY] for end in ends]
+    assert draws[0] == draws[1]
+    assert_same(ends[0]['state_dict'], ends[1]['state_dict'])
 
 
 def test_a_run_that_fails_still_reports(root, tmp_path, monkeypatch):
