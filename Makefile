@@ -128,4 +128,4 @@ format: $(STAMP) ## bring the code into the project's style
 
 .PHONY: clean
 clean: ## remove what was built, but not the virtual environment
-	rm -rf build dist docs/_build *.egg-info mmseg_coop/.mim .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage*
+	rm -rf build dist docs/_build *.egg-info mmseg_coop/.mim .mypy_cache .pytest_cache .ruff_cache .coverage*

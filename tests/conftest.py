@@ -25,15 +25,6 @@ from mmseg_coop_cli import load_tool, program
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 
-try:
-    from hypothesis import settings
-except ImportError:  # what needs it is skipped
-    pass
-else:
-    # The same examples in every run, few enough for every run; a slow machine is no failure.
-    settings.register_profile('repeatable', derandomize=True, deadline=None, max_examples=15)
-    settings.load_profile('repeatable')
-
 
 @pytest.fixture(autouse=True)
 def _clean_start():

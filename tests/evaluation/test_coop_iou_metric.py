@@ -46,25 +46,55 @@ def evaluate(metric, samples):
     return metric.evaluate(len(samples))
 
 
-def miou(samples, name):
-    """Mean IoU from its definition."""
-    label = torch.cat([sample['gt_sem_seg']['data'] for sample in samples])
-    pred = torch.cat([sample['pred_outputs'][name] for sample in samples])
-    valid = label != 255
-    ious = []
-    for index in range(len(CLASSES)):
-        a, b = (pred == index) & valid, (label == index) & valid
-        ious.append(((a & b).sum() / (a | b).sum()).item())
-    return 100 * sum(ious) / len(ious)
+def counted(samples, name):
+    """IoU of every class in percent, pixel by pixel; NaN for a class that occurs nowhere."""
+    hits, unions = [0] * len(CLASSES), [0] * len(CLASSES)
+    for sample in samples:
+        label, prediction = sample['gt_sem_seg']['data'], sample['pred_outputs'][name]
+        for pixel in zip(label.flatten().tolist(), prediction.flatten().tolist(), strict=True):
+            if pixel[0] != 255:
+                for index in set(pixel):
+                    unions[index] += 1
+                hits[pixel[0]] += pixel[0] == pixel[1]
+    return [100 * hit / union if union else np.nan for hit, union in zip(hits, unions, strict=True)]
 
 
-def test_every_output_is_measured_from_one_pass():
-    samples = make_samples()
+@pytest.mark.parametrize('seed', range(8))
+def test_every_output_is_measured_over_all_pixels_of_all_images(seed):
+    """Whatever the sizes of the images, their number, the ignored pixels and absent classes."""
+    generator = np.random.default_rng(seed)
+    samples = []
+    for size in generator.integers(1, 10, (generator.integers(1, 6), 2)).tolist():
+        (sample,) = make_samples(count=1, size=size, chosen=NAMES[seed % 3])
+        if seed % 2:
+            sample['gt_sem_seg']['data'][sample['gt_sem_seg']['data'] == 2] = 255
+        samples.append(sample)
     metrics = evaluate(CoopIoUMetric(), samples)
     for name in NAMES:
-        assert metrics[f'{name}/mIoU'] == pytest.approx(miou(samples, name), abs=0.01)
-    assert metrics['mIoU'] == metrics['bottom/mIoU']
-    assert metrics['top/mIoU'] > metrics['bottom/mIoU'] > metrics['ensemble/mIoU']
+        expected = counted(samples, name)
+        mean = np.nanmean(expected) if np.isfinite(expected).any() else np.nan
+        assert metrics[f'{name}/mIoU'] == pytest.approx(mean, abs=0.006, nan_ok=True)
+    assert metrics['mIoU'] == pytest.approx(metrics[f'{NAMES[seed % 3]}/mIoU'], nan_ok=True)
+
+
+def test_a_perfect_prediction_has_100_percent():
+    samples = make_samples()
+    for sample in samples:
+        sample['pred_outputs']['bottom'].copy_(sample['gt_sem_seg']['data'].clamp(max=2))
+    assert evaluate(CoopIoUMetric(), samples)['mIoU'] == 100
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(iou_metrics=['mIou']), 'iou_metrics=.*mIou.* some of'),
+        (dict(iou_metrics=[]), 'iou_metrics=.* some of'),
+        (dict(beta=0), 'beta=0 has to be greater than 0'),
+    ],
+)
+def test_what_cannot_be_measured_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CoopIoUMetric(**arguments)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -121,7 +151,9 @@ def test_the_table_has_outputs_as_rows_and_classes_as_columns(log):
     assert rows[0] == ['output', *CLASSES, 'mean IoU']
     assert [row[0] for row in rows[1:]] == list(NAMES)
     for row in rows[1:]:
-        assert float(row[-1]) == pytest.approx(miou(samples, row[0]), abs=0.01)
+        shown = [float(value) for value in row[1:]]
+        values = counted(samples, row[0])
+        assert shown == pytest.approx([*values, np.mean(values)], abs=0.051)
 
 
 def test_label_maps_are_written(tmp_path):
@@ -135,14 +167,6 @@ def test_label_maps_are_written(tmp_path):
     assert np.array_equal(image, samples[1]['pred_outputs']['top'][0].numpy())
     image = mmcv.imread(str(tmp_path / 'one/0.png'), 'unchanged')
     assert np.array_equal(image, samples[0]['pred_outputs']['bottom'][0].numpy())
-
-
-def test_written_labels_undo_reduce_zero_label(tmp_path):
-    samples = make_samples(count=1)
-    samples[0]['reduce_zero_label'] = True
-    evaluate(CoopIoUMetric(output_dir=str(tmp_path), format_only=True), samples)
-    image = mmcv.imread(str(tmp_path / '0.png'), 'unchanged')
-    assert np.array_equal(image, samples[0]['pred_outputs']['bottom'][0].numpy() + 1)
 
 
 def test_masks_of_0_and_255_do_not_pass_for_a_perfect_model(log):
@@ -202,19 +226,19 @@ def test_an_image_without_a_label_is_named(tmp_path):
     assert (tmp_path / '0.png').exists()
 
 
-def test_palette_of_written_labels(tmp_path):
-    samples = make_samples(count=1)
-    samples[0]['reduce_zero_label'] = True
-    metric = CoopIoUMetric(output_dir=str(tmp_path), palette=True, format_only=True)
-    metric.dataset_meta = dict(
-        classes=CLASSES, palette=[[i, 2 * i, 9] for i in range(len(CLASSES))]
-    )
-    metric.process({}, samples)
+@pytest.mark.parametrize('palette', [False, True])
+def test_written_labels_undo_reduce_zero_label(tmp_path, palette):
+    (sample,) = make_samples(count=1)
+    sample['reduce_zero_label'] = True
+    metric = CoopIoUMetric(output_dir=str(tmp_path), palette=palette, format_only=True)
+    metric.dataset_meta = dict(classes=CLASSES, palette=[[i, 2 * i, 9] for i in range(3)])
+    metric.process({}, [sample])
     with Image.open(tmp_path / '0.png') as image:
-        labels = samples[0]['pred_outputs']['bottom'][0].numpy()
+        labels = sample['pred_outputs']['bottom'][0].numpy()
         assert np.array_equal(np.array(image), labels + 1)
-        colors = np.array(image.convert('RGB'))
-    assert np.array_equal(colors, np.stack([labels, 2 * labels, np.full_like(labels, 9)], axis=-1))
+        if palette:
+            expected = np.stack([labels, 2 * labels, np.full_like(labels, 9)], axis=-1)
+            assert np.array_equal(np.array(image.convert('RGB')), expected)
 
 
 def test_all_outputs_of_a_model_with_one(tmp_path):
