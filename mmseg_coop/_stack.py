@@ -78,7 +78,7 @@ def check_stack(version_of: Callable[[str], str | None] = find_version) -> Stack
     Raises:
         RuntimeError: If both families or neither are installed, or a distribution is missing or its
             version not allowed. The message says what was found, what is allowed and the command
-            that mends it.
+            that fixes it.
     """
     # Not an ImportError: of that mmengine makes a bare 'Failed to import', or nothing at all where
     # a config allows imports to fail.
@@ -143,7 +143,7 @@ def _wrong_versions(stack: Stack, problems: dict[str, str | None], *, nothing: b
         if nothing
         else f"mmseg_coop with {stack.name}'s distributions needs other versions than these."
     )
-    return f'{head}\n{lines}Mend it with:\n  {_install(stack, problems)}'
+    return f'{head}\n{lines}Fix it with:\n  {_install(stack, problems)}'
 
 
 def _install(stack: Stack, names: Iterable[str]) -> str:

@@ -155,7 +155,7 @@ def test_reference_holds_every_exported_name_and_registered_component(built):
 
 
 @pytest.fixture(scope='module')
-def project(tmp_path_factory):
+def project(tmp_path_factory, mini_data, trained):
     """A folder as the first steps leave it, with a short training, and the files of the pages."""
     folder = tmp_path_factory.mktemp('project')
     with pytest.MonkeyPatch.context() as patch:
@@ -163,26 +163,12 @@ def project(tmp_path_factory):
         patch.syspath_prepend(str(folder))
         for name in ('configs', 'demo', 'tools'):
             (folder / name).symlink_to(ROOT / name)
-        tool(
-            'tools/dataset_converters/make_mini_dataset.py',
-            *('--layout', 'camvid', '--out', 'data/mini_camvid', '--train', '4', '--val', '2'),
-        )
-        for path in sorted(Path('data/mini_camvid').rglob('*.*')):
-            own = Path('data/own', path.relative_to('data/mini_camvid'))
-            own.parent.mkdir(parents=True, exist_ok=True)
-            picture = np.array(Image.open(path))
-            Image.fromarray(picture % 3 if path.suffix == '.png' else picture).save(own)
-            mask = Path('data/masks', *path.relative_to('data/mini_camvid').parts)
-            mask.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture % 2 if path.suffix == '.png' else picture).save(mask)
-        tool(
-            *('tools/train.py', MINI, '--work-dir', 'work_dirs/mini', '--cfg-options'),
-            *('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'param_scheduler.0.end=2'),
-            *('train_dataloader.batch_size=2', 'default_hooks.checkpoint.interval=2'),
-            *(f'{split}_dataloader.num_workers=0' for split in ('train', 'val')),
-            *(f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val')),
-        )
-        shutil.copy('work_dirs/mini/iter_2.pth', 'work_dirs/mini/iter_200.pth')
+        for name, classes in (('mini_camvid', None), ('own', 3), ('masks', 2)):
+            shutil.copytree(mini_data(size='128x128'), f'data/{name}')
+            for path in Path('data', name).rglob('*.png') if classes else ():
+                Image.fromarray(np.array(Image.open(path)) % classes).save(path)
+        shutil.copytree(trained[0], 'work_dirs/mini')
+        shutil.copy('work_dirs/mini/iter_4.pth', 'work_dirs/mini/iter_200.pth')
         for page in PAGES:
             for block in blocks(page, 'python'):
                 if file_named_in(block):
