@@ -91,15 +91,7 @@ def browse_dataset(
 
 
 def as_image(inputs: torch.Tensor, to_rgb: bool) -> np.ndarray[Any, Any]:
-    """Image ``(H, W, 3)``, RGB, uint8, from what the pipeline packed.
-
-    Args:
-        inputs: ``(3, H, W)`` in the range of 0 to 255.
-        to_rgb: Whether it is BGR, which the model's preprocessor turns into RGB.
-
-    Raises:
-        ConfigError: It has another number of channels.
-    """
+    """Image ``(H, W, 3)``, RGB, uint8, from what the pipeline packed, ``(3, H, W)``, 0 to 255."""
     if inputs.dim() != 3 or len(inputs) != 3:
         raise ConfigError(
             f'the pipeline feeds shape {tuple(inputs.shape)}; only images of shape (3, H, W) can '

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,23 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.config import Config
 from mmengine.utils import ProgressBar
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, TRANSFORMS
 
 from ..apis import check_data
 from ..config import config_errors, load_config
-from ..datasets import LoadSegAnnotations, LoadSegImage
 from ..datasets.faults.folders import dead_links
-from ..datasets.faults.walk import iter_datasets
+from ..datasets.faults.walk import iter_datasets, iter_transforms, name_of
 from ..datasets.transforms.loading import exif_orientation
 from ..errors import ConfigError, printable
 from .report import claim, grouped_bars, plt, save
 from .tables import markdown
-
-#: Settings of the loading transforms that decide how a file is read.
-READING = dict(
-    image=('color_type', 'imdecode_backend', 'backend_args'),
-    label=('imdecode_backend', 'backend_args'),
-)
 
 
 class Problem(NamedTuple):
@@ -43,11 +35,13 @@ class Problem(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A dataset of a split, without its pipeline, and the settings with which that loads."""
+    """A dataset of a split, without its pipeline, and what that loads files with."""
 
     dataset: Any
     infos: list[dict[str, Any]]
-    steps: dict[str, dict[str, Any]]
+    load_image: Any
+    load_label: Any
+    stated: bool | None  #: reduce_zero_label of the pipeline
 
 
 @dataclass
@@ -73,6 +67,16 @@ class Findings:
         """Share of the pixels and of the images that a label value has, in percent."""
         pixels = 100 * self.pixels[index] / max(1, self.pixels.sum())
         return float(pixels), float(100 * self.images[index] / max(1, self.labels))
+
+    def report(self, classes: int) -> dict[str, Any]:
+        """What is written as JSON."""
+        return dict(
+            images=self.files,
+            labels=self.labels,
+            class_pixels=self.pixels[:classes].tolist(),
+            class_images=self.images[:classes].tolist(),
+            ignored_pixels=int(self.pixels[255]),
+        )
 
 
 def check_dataset(
@@ -115,7 +119,7 @@ def check_dataset(
     # Links that stand for single files and lead nowhere go into the table with the others.
     check_data(cfg, splits=tuple(chosen), data_faults='skip')
     claim(path, Path(json) if json else None, force=force)
-    sources = {split: open_sources(cfg, split) for split in chosen}
+    sources = {split: list(open_sources(cfg, split)) for split in chosen}
     first = sources[chosen[0]][0].dataset
     classes = list(first.metainfo.get('classes') or ())
     if not classes:
@@ -127,7 +131,9 @@ def check_dataset(
         for source in sources[split]:
             kind, root = type(source.dataset).__name__, source.dataset.data_root
             print(f'{split}: {kind} in {root}', file=sys.stderr)
-            problems += check_source(source, found[split], workers)
+            problems += [
+                Problem(split, *fault) for fault in check_source(source, found[split], workers)
+            ]
     reduced = list(check_reduced(sources, found, len(classes)))
     if not reduced and 'train' in found:
         problems += check_absent(found['train'], classes)
@@ -144,7 +150,13 @@ def check_dataset(
     draw(list(found.values()), classes, path)
     print(f'\nhistogram: {path}')
     if json:
-        Path(json).write_text(json_.dumps(report(classes, found, problems, notes), indent=2) + '\n')
+        report = dict(
+            classes=classes,
+            splits={split: findings.report(len(classes)) for split, findings in found.items()},
+            problems=[problem._asdict() for problem in problems],
+            notes=notes,
+        )
+        Path(json).write_text(json_.dumps(report, indent=2) + '\n')
     for note in notes:
         print(f'note: {note}')
     if not problems:
@@ -157,141 +169,95 @@ def check_dataset(
     return problems
 
 
-def open_sources(cfg: Config, split: str) -> list[Source]:
+def open_sources(cfg: Config, split: str) -> Iterator[Source]:
     """Open the datasets of a split, which wrappers may hold."""
-    sources = []
     for leaf in iter_datasets(cfg[f'{split}_dataloader']['dataset']):
+        steps = {name_of(step): dict(step) for step in iter_transforms(leaf.get('pipeline', ()))}
+        load_image, load_label = (
+            steps.get(name, dict(type=name)) for name in ('LoadSegImage', 'LoadSegAnnotations')
+        )
+        stated = load_label.pop('reduce_zero_label', None)
+        load_label['num_classes'] = None  # labels outside of the classes are counted, not refused
         with config_errors(cfg):
             dataset = DATASETS.build({**leaf, 'pipeline': [], 'lazy_init': False})
-        steps = {}
-        for step in leaf.get('pipeline', ()):
-            name = str(step.get('type', ''))
-            if name.startswith('Load'):
-                steps['label' if 'Annotation' in name else 'image'] = dict(step)
-        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
-        sources.append(Source(dataset, infos, steps))
-    return sources
+            image, label = (TRANSFORMS.build(step) for step in (load_image, load_label))
+            infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+            yield Source(dataset, infos, image, label, stated)
 
 
-def read(
-    info: dict[str, Any], load_image: LoadSegImage, load_label: LoadSegAnnotations
-) -> tuple[dict[str, str], np.ndarray | None]:
-    """Read an image and its label.
+def read(info: dict[str, Any], source: Source) -> tuple[dict[str, str], np.ndarray | None]:
+    """Read an image and its label: what is wrong, by file, and the pixels of every label value.
 
-    Args:
-        info: What the dataset says about them.
-        load_image: Reads the image.
-        load_label: Reads the label.
-
-    Returns:
-        What is wrong, by file, and the number of pixels of every label value, ``(256,)``, or None
-        without a label that can be read.
+    These are ``(256,)``, or None without a label that can be read.
     """
     faults = {}
     results = dict(info)
     try:
-        results = load_image(results)
+        results = source.load_image(results)
         results.pop('img')
     except ValueError as error:
         faults[info['img_path']] = str(error).removeprefix(f'image {info["img_path"]} ')
     if 'seg_map_path' not in info:
         return faults, None
     try:
-        label = load_label(results)['gt_seg_map']
+        label = source.load_label(results)['gt_seg_map']
     except ValueError as error:
         faults[info['seg_map_path']] = str(error).removeprefix(f'label {info["seg_map_path"]} ')
         return faults, None
     return faults, np.bincount(label.ravel(), minlength=256)
 
 
-def check_source(source: Source, found: Findings, workers: int) -> Iterator[Problem]:
-    """Check all files of a dataset.
+def check_source(source: Source, found: Findings, workers: int) -> Iterator[tuple[str, str]]:
+    """Check all files of a dataset by threads, and count their pixels: the files at fault, and why.
 
-    Args:
-        source: The dataset.
-        found: Its split, to which the pixels are added.
-        workers: Threads.
-
-    Yields:
-        What is wrong.
-
-    Raises:
-        ConfigError: Its loading transforms cannot be set as the pipeline says.
+    A file is ``(config)`` where the settings are at fault.
     """
-    dataset, infos, steps = source
+    dataset = source.dataset
     classes, ignored = len(dataset.metainfo.get('classes') or ()), dataset.ignore_index
-    settings: dict[str, dict[str, Any]] = {
-        kind: {key: steps[kind][key] for key in keys if key in steps.get(kind, {})}
-        for kind, keys in READING.items()
-    }
-    try:
-        load_image = LoadSegImage(**settings['image'])
-        load_label = LoadSegAnnotations(**settings['label'])
-    except ValueError as error:
-        raise ConfigError(f'{found.split}_dataloader.dataset.pipeline: {error}') from error
-    stated = steps.get('label', {}).get('reduce_zero_label')
-    if stated not in (None, dataset.reduce_zero_label):
-        what = f'is {stated} in {steps["label"]["type"]} but {dataset.reduce_zero_label} in the'
-        what = f'reduce_zero_label {what} dataset; set it in the dataset only'
-        yield Problem(found.split, '(config)', what)
-    pixels, images = np.zeros_like(found.pixels), np.zeros_like(found.images)
-    outside = {}
-    known = set()
-    bar = ProgressBar(len(infos), file=sys.stderr)
+    if source.stated not in (None, dataset.reduce_zero_label):
+        yield (
+            '(config)',
+            f'reduce_zero_label is {source.stated} in LoadSegAnnotations but '
+            f'{dataset.reduce_zero_label} in the dataset; set it in the dataset only',
+        )
+    found.files += len(source.infos)
+    outside: dict[str, dict[int, int]] = {}
+    known: set[str] = set()
+    bar = ProgressBar(len(source.infos), file=sys.stderr)
     with ThreadPoolExecutor(workers) as pool:
-        for info, (faults, counts) in zip(
-            infos, pool.map(lambda info: read(info, load_image, load_label), infos), strict=True
-        ):
-            for file, what in faults.items():
-                known.add(file)
-                yield Problem(found.split, file, what)
+        results = pool.map(lambda info: read(info, source), source.infos)
+        for info, (faults, counts) in zip(source.infos, results, strict=True):
+            known.update(faults)
+            yield from faults.items()
             if counts is not None:
-                found.labels += 1
-                pixels += counts
-                images += counts > 0
-                values = {v: int(counts[v]) for v in np.flatnonzero(counts).tolist()}
-                beyond = {v: n for v, n in values.items() if v >= classes and v != ignored}
+                values = [value for value in range(classes, 256) if value != ignored]
+                beyond = {value: int(counts[value]) for value in values if counts[value]}
                 if beyond:
                     outside[info['seg_map_path']] = beyond
+                if ignored >= classes:
+                    count, counts[ignored] = counts[ignored], 0
+                    counts[255] = count
+                found.labels += 1
+                found.pixels += counts
+                found.images += counts > 0
             bar.update()
     print(file=sys.stderr)
     # No listing has dead links among its images, but a training stops at them.
     for link in (link for links in dead_links(dataset).values() for link in links):
         if link not in known:
-            what = 'is a link that leads nowhere; fix or remove it'
-            yield Problem(found.split, printable(link), what)
-    hint = hint_at(outside, classes, dataset.reduce_zero_label, starts_at_1=not pixels[0])
-    for file, values in outside.items():
-        text = ', '.join(f'{value} ({count} pixels)' for value, count in values.items())
-        what = f'holds {text}; allowed are 0 to {classes - 1}; {hint}'
-        yield Problem(found.split, file, what)
-    if classes <= ignored < 255:
-        for counted in (pixels, images):
-            counted[255], counted[ignored] = counted[ignored], 0
-    found.files += len(infos)
-    found.pixels += pixels
-    found.images += images
-
-
-def hint_at(
-    outside: Mapping[str, Mapping[int, int]],
-    classes: int,
-    reduce_zero_label: bool,
-    *,
-    starts_at_1: bool,
-) -> str:
-    """What labels outside the classes, counted by file, hint at."""
-    values = Counter(value for found in outside.values() for value in found)
-    if set(values) == {classes} and not reduce_zero_label:
-        start = (
-            'the ids seem to start at 1'
-            if starts_at_1
-            else 'if 0 means unlabelled, the classes start at 1'
-        )
-        return f'{start}: set reduce_zero_label=True in the dataset'
-    if min(values, default=0) == 254 and reduce_zero_label:
-        return 'reduce_zero_label=True takes 1 from every id: 255 means ignored, 254 is no class'
-    return 'convert original ids to class ids, or fix the classes'
+            yield printable(link), 'is a link that leads nowhere; fix or remove it'
+    values = sorted({value for beyond in outside.values() for value in beyond})
+    if values == [classes] and not dataset.reduce_zero_label:
+        start = 'if 0 means unlabelled, the classes start at 1'
+        start = start if found.pixels[0] else 'the ids seem to start at 1'
+        hint = f'{start}: set reduce_zero_label=True in the dataset'
+    elif values[:1] == [254] and dataset.reduce_zero_label:
+        hint = 'reduce_zero_label=True takes 1 from every id: 255 means ignored, 254 is no class'
+    else:
+        hint = 'convert original ids to class ids, or correct the classes'
+    for file, beyond in outside.items():
+        text = ', '.join(f'{value} ({count} pixels)' for value, count in beyond.items())
+        yield file, f'holds {text}; allowed are 0 to {classes - 1}; {hint}'
 
 
 def check_reduced(
@@ -355,27 +321,6 @@ def find_notes(
         absent = [name for index, name in enumerate(classes) if not findings.images[index]]
         if findings.labels and absent:
             yield f'{split} never shows {", ".join(absent)}'
-
-
-def report(
-    classes: Sequence[str],
-    found: Mapping[str, Findings],
-    problems: Sequence[Problem],
-    notes: Sequence[str],
-) -> dict[str, Any]:
-    """All findings, for the JSON file."""
-    splits = {
-        split: dict(
-            images=findings.files,
-            labels=findings.labels,
-            class_pixels=findings.pixels[: len(classes)].tolist(),
-            class_images=findings.images[: len(classes)].tolist(),
-            ignored_pixels=int(findings.pixels[255]),
-        )
-        for split, findings in found.items()
-    }
-    rows = [problem._asdict() for problem in problems]
-    return dict(classes=classes, splits=splits, problems=rows, notes=notes)
 
 
 def draw(found: Sequence[Findings], classes: Sequence[str], path: Path) -> None:

@@ -18,8 +18,8 @@ from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
 from ..errors import ConfigError
-from ..visualization.panels import fit_centre, grid, label_maps, legend, overlay
-from .evaluate import PREDICTION, open_model
+from ..visualization.panels import fit_centre, grid, legend, overlay
+from .evaluate import PREDICTION, maps_of, open_model
 from .tables import markdown
 
 ALPHA = 0.8  # share of the classes' colours; the rest is the image
@@ -214,29 +214,13 @@ def most_different_frames(
 
 
 def read_frame(subjects: Sequence[Subject], name: str, models: Iterable[int]) -> Frame:
-    """Predict a frame by some of the models.
-
-    Raises:
-        ConfigError: The models are evaluated in different ways, or without labels.
-    """
+    """Predict a frame by some of the models, which have to be evaluated in the same way."""
     path, truth, outputs = '', None, {}
     for index in models:
-        subject = subjects[index]
-        sample = subject.predict(name)
-        path, maps = sample.img_path, label_maps(sample)
-        if 'ground truth' not in maps:
-            raise ConfigError(
-                f'the test pipeline of {subject.name} loads no labels; add LoadAnnotations.'
-            )
-        own = maps.pop('ground truth')
-        truth = own if truth is None else truth
-        for output, label_map in maps.items():
-            if label_map.shape != truth.shape:
-                raise ConfigError(
-                    f'{subject.name} predicts {name} at {label_map.shape} pixels, but the labels '
-                    f'have {truth.shape}: use configs with the same test pipeline.'
-                )
-            outputs[Output(index, output)] = label_map
+        sample = subjects[index].predict(name)
+        own, maps = maps_of(sample, () if truth is None else truth.shape)
+        path, truth = sample.img_path, own if truth is None else truth
+        outputs.update({Output(index, output): label_map for output, label_map in maps.items()})
     assert truth is not None
     return Frame(path, truth, outputs)
 
@@ -251,13 +235,9 @@ def disagreement(frame: Frame, pair: tuple[Output, Output], num_classes: int) ->
 def who_is_right(
     first: np.ndarray, second: np.ndarray, truth: np.ndarray, num_classes: int
 ) -> tuple[np.ndarray, list[float]]:
-    """Map where both, only one or neither of two outputs are right.
+    """Map where both, only one or neither of two label maps ``(H, W)`` are right.
 
-    Args:
-        first: Label map, ``(H, W)``.
-        second: Label map, ``(H, W)``.
-        truth: Label map, ``(H, W)``; labels outside the classes are ignored and stay black.
-        num_classes: Number of classes.
+    Labels outside the classes are ignored and stay black.
 
     Returns:
         The map, ``(H, W, 3)``, RGB; and the shares of the labelled pixels, 0 to 1: both, only the
@@ -291,18 +271,7 @@ def draw(
     columns: int,
     panel_width: int,
 ) -> tuple[np.ndarray, list[float]]:
-    """Draw a frame.
-
-    Args:
-        frame: Truth and outputs of all models.
-        subjects: The models.
-        pair: The outputs that the map compares; None for no map.
-        columns: Panels in a row.
-        panel_width: Wider panels are shrunk to it, in pixels.
-
-    Returns:
-        The figure, ``(H, W, 3)``, RGB; and the shares of the map, if there is one.
-    """
+    """Draw a frame: ``(H, W, 3)``, RGB; and the shares of the map of ``pair``, if there is one."""
     classes, palette = (subjects[0].dataset.metainfo[key] for key in ('classes', 'palette'))
     image = mmcv.bgr2rgb(mmcv.imread(frame.image_path, flag='color_ignore_orientation'))
     panels = {

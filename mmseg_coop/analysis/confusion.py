@@ -71,27 +71,14 @@ def confusion_matrix(
 
 
 def normalized(matrix: np.ndarray, by: str) -> np.ndarray:
-    """Shares in percent; NaN for a class that never occurs.
-
-    Args:
-        matrix: Counts, ``(K, K)``.
-        by: A key of ``SHARES``.
-    """
+    """Counts ``(K, K)`` as shares in percent; NaN for a class that never occurs."""
     total = matrix.sum(axis=1 if by == 'label' else 0, keepdims=True)
     empty = np.full(matrix.shape, np.nan)
     return 100 * np.divide(matrix, total, out=empty, where=np.broadcast_to(total > 0, matrix.shape))
 
 
 def draw(matrix: np.ndarray, classes: list[str], title: str, by: str, path: Path) -> None:
-    """Draw a matrix.
-
-    Args:
-        matrix: Counts, ``(K, K)``.
-        classes: Names of the classes.
-        title: Headline.
-        by: A key of ``SHARES``.
-        path: File to write.
-    """
+    """Draw the shares of a matrix ``(K, K)`` of counts."""
     shares = normalized(matrix, by)
     side = 3 + 0.42 * len(classes)
     figure, axis = plt.subplots(figsize=(side + 0.8, side), layout='constrained')

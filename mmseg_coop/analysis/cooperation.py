@@ -52,12 +52,7 @@ class LinearCKA:
         return self.examples < max(self.channels)
 
     def update(self, one: Tensor, other: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            one: ``(N, C, H, W)``.
-            other: ``(N, D, H', W')``; the larger map is resized to the smaller.
-        """
+        """Add a batch, ``(N, C, H, W)`` and ``(N, D, H', W')``; the larger map is resized."""
         smaller = min(one, other, key=lambda x: x.shape[2] * x.shape[3]).shape[2:]
         chosen = torch.randperm(smaller.numel(), generator=self._generator)[: self.positions]
         maps = torch.cat(
@@ -91,13 +86,7 @@ def compared(
 ) -> Iterator[Likeness]:
     """Compare the networks' features wherever they could exchange, while the model runs.
 
-    Args:
-        cooperation: The paths of the model.
-        networks: Names of the networks.
-        positions: Positions sampled of every image.
-
-    Yields:
-        CKA before and after the exchange, by site, layer and pair of networks.
+    Yields CKA before and after the exchange, by site, layer and pair of networks.
     """
     likeness: Likeness = {}
     layers = cooperation.layers
@@ -152,16 +141,7 @@ def draw(
     gains: Mapping[str, np.ndarray],
     path: Path,
 ) -> None:
-    """Draw the page.
-
-    Args:
-        title: Headline.
-        miou: mIoU of every output, by what is switched off.
-        cka: Likeness before and after the exchange, by place.
-        classes: Names of the classes.
-        gains: Difference of IoU of every class, by pair of networks.
-        path: File to write.
-    """
+    """Draw the page; ``cka`` is the likeness before and after the exchange, by place."""
     figure, axes = plt.subplot_mosaic([[0, 1], [2, 2]], figsize=(11, 9), layout='constrained')
     figure.suptitle(title)
     base = miou[NOTHING]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,57 +12,15 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.utils import ProgressBar
-from torch import Tensor
-from typing_extensions import override
 
 from ..apis import check_data, load_model
 from ..apis.model import choose_device
 from ..config import load_config
 from ..errors import ConfigError, DataError
-from ..evaluation import CoopIoUMetric
+from ..visualization.panels import label_maps
 
 #: What the only output of a model without names is called.
 PREDICTION = 'prediction'
-
-
-class ConfusionMatrixMetric(CoopIoUMetric):
-    """Takes the pairs of prediction and label from :class:`CoopIoUMetric`, but counts them all.
-
-    ``compute_metrics`` returns the confusion matrix of every output, ``(K, K)`` with labels as rows
-    and predictions as columns.
-    """
-
-    results: list[Any]
-
-    @staticmethod
-    def intersect_and_union(
-        pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
-    ) -> tuple[np.ndarray]:
-        """Count the pairs of a label map; the metric keeps whatever this returns."""
-        mask = label != ignore_index
-        predictions, labels = pred_label[mask].long(), label[mask].long()
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise DataError(
-                f'labels from {int(labels.min())} to {int(labels.max())}, but there are '
-                f'{num_classes} classes; run check_dataset.py.'
-            )
-        pairs = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
-        return (pairs.reshape(num_classes, num_classes).cpu().numpy(),)
-
-    @override
-    def process(self, data_batch: dict[str, Any], data_samples: Sequence[dict[str, Any]]) -> None:
-        super().process(data_batch, data_samples)
-        # Added to what was counted before, so that memory stays small.
-        self.results = [
-            {name: (sum(result[name][0] for result in self.results),) for name in self.results[0]}
-        ]
-
-    @override
-    def compute_metrics(self, results: list[Any]) -> dict[str, Any]:
-        matrices = {name: matrix for name, (matrix,) in results[0].items()}
-        if len(matrices) > 1:
-            matrices.pop('')  # it repeats one of the named outputs
-        return {name or PREDICTION: matrix for name, matrix in matrices.items()}
 
 
 class Subject(NamedTuple):
@@ -144,22 +103,61 @@ def evaluate(subject: Subject, max_images: int | None, title: str) -> dict[str, 
         subject: Model and data.
         max_images: Stop after that many images; None takes all.
         title: Stands before the progress bar.
+
+    Raises:
+        ConfigError, DataError: See :func:`maps_of`; a label is no class.
     """
-    metric = ConfusionMatrixMetric(ignore_index=subject.ignore_index, prefix='confusion')
-    metric.dataset_meta = subject.loader.dataset.metainfo
-    count = len(subject.loader.dataset)
+    matrices: dict[str, Any] = defaultdict(int)
+    count, classes = len(subject.loader.dataset), len(subject.classes)
     todo = count if max_images is None else min(count, max_images)
     print(title, file=sys.stderr)
     bar = ProgressBar(todo, file=sys.stderr)
     with torch.inference_mode():
         for batch in subject.loader:
-            samples = subject.model.test_step(batch)[: todo - bar.completed]
-            metric.process(batch, [sample.to_dict() for sample in samples])
-            bar.update(len(samples))
+            for sample in subject.model.test_step(batch)[: todo - bar.completed]:
+                truth, maps = maps_of(sample)
+                counted = truth != subject.ignore_index
+                label = truth[counted].astype(np.int64)
+                if label.max(initial=0) >= classes:
+                    raise DataError(
+                        f'{sample.img_path} has the label {label.max()}, but there are {classes} '
+                        'classes; run check_dataset.py.'
+                    )
+                for name, prediction in maps.items():
+                    pairs = np.bincount(label * classes + prediction[counted], None, classes**2)
+                    matrices[name] += pairs.reshape(classes, classes)
+                bar.update()
             if bar.completed == todo:
                 break
     print(file=sys.stderr)
-    return metric.compute_metrics(metric.results)
+    return dict(matrices)
+
+
+def maps_of(sample: Any, shape: Sequence[int] = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Take the ground truth and the predictions out of a sample.
+
+    Args:
+        sample: A sample as a model predicts it.
+        shape: What the maps have to be of. Defaults to ``()``: the truth's.
+
+    Returns:
+        The truth, ``(H, W)``, and the label map of every output by name.
+
+    Raises:
+        ConfigError: There is no truth, or a map is of another shape.
+    """
+    maps = label_maps(sample)
+    truth = maps.pop('ground truth', None)
+    if truth is None:
+        raise ConfigError(f'{sample.img_path} has no labels; let the test pipeline load them.')
+    for name, label_map in maps.items():
+        if label_map.shape != (tuple(shape) or truth.shape):
+            raise ConfigError(
+                f'{name} of {sample.img_path} is predicted at {label_map.shape} pixels, but the '
+                f'labels have {tuple(shape) or truth.shape}: use the same test pipeline for all '
+                'models, in which labels are loaded behind what resizes the image.'
+            )
+    return truth, maps
 
 
 def class_iou(matrix: np.ndarray) -> np.ndarray:

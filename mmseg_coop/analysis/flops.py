@@ -118,12 +118,7 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, dict[str, float]
 
 
 def part_of(name: str, model: nn.Module) -> str:
-    """Part of the model that a module or a parameter belongs to.
-
-    Args:
-        name: Its dotted name.
-        model: The segmentor.
-    """
+    """Part of the model that a module or a parameter of this dotted name belongs to."""
     root, *words = name.split('.')
     if root == 'decode_head' and words[:1] == ['cooperation']:
         return 'cooperative paths'

@@ -166,7 +166,7 @@ def test_other_classes_and_sizes_are_refused(evaluated):
         setattr(half, key, PixelData(data=whole.get(key).data[:, ::2, ::2]))
     half.set_metainfo(dict(img_path=whole.img_path))
     two.predict = lambda frame: half
-    with pytest.raises(ConfigError, match='use configs with the same test pipeline'):
+    with pytest.raises(ConfigError, match='use the same test pipeline for all models'):
         compare.read_frame([one, two], name, range(2))
     two.classes = ['road'] * 11
     message = re.escape('fcn_mnv2 has other classes than cross-coop_r18-mnv2')
