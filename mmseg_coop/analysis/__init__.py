@@ -1,1 +1,1 @@
-"""What the tools measure and draw: scores, costs, tables and figures."""
+"""What the tools measure and draw, each in a module of its own: scores, costs, tables, figures."""

@@ -55,8 +55,9 @@ def compare_predictions(
         **options: As of :func:`open_model`, for all models.
 
     Raises:
-        ConfigError: A config, an output or a frame does not fit.
-        CoopError, OSError: See :func:`open_model`; the folder holds files.
+        ConfigError: An output or a frame does not fit.
+        CoopError: See :func:`open_model`.
+        OSError: A file cannot be read, or the folder holds files.
     """
     folder = Path(out)
     if folder.is_dir() and any(folder.iterdir()) and not force:

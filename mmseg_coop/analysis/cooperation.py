@@ -206,7 +206,8 @@ def analyze_cooperation(
 
     Raises:
         ConfigError: The model has no networks that could cooperate.
-        CoopError, OSError: See :func:`open_subject`; a file would be replaced.
+        CoopError: See :func:`open_subject`.
+        OSError: A file cannot be read, or would be replaced.
     """
     subject = open_subject(config, checkpoint, split=split, **options)
     head: Any = getattr(subject.model, 'decode_head', None)

@@ -75,7 +75,8 @@ def open_subject(config: str, checkpoint: str, *, split: str = 'test', **options
 
     Raises:
         ConfigError: The config has no such split or is evaluated by another metric.
-        CoopError, OSError: See :func:`open_model`.
+        CoopError: See :func:`open_model`.
+        OSError: A file does not exist or cannot be read.
     """
     model = open_model(config, checkpoint, split=split, **options)
     evaluator = model.cfg.get(f'{split}_evaluator') or []
@@ -105,7 +106,8 @@ def evaluate(subject: Subject, max_images: int | None, title: str) -> dict[str, 
         title: Stands before the progress bar.
 
     Raises:
-        ConfigError, DataError: See :func:`maps_of`; a label is no class.
+        ConfigError: See :func:`maps_of`.
+        DataError: A label is no class.
     """
     matrices: dict[str, Any] = defaultdict(int)
     count, classes = len(subject.loader.dataset), len(subject.classes)

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmseg_coop.analysis.confusion import normalized
+from mmseg_coop.analysis.confusion import confusion_matrix, normalized
+from mmseg_coop.errors import ConfigError
 from mmseg_coop.evaluation import CoopIoUMetric
 
 TOOL = 'tools/analysis_tools/confusion_matrix.py'
@@ -95,8 +96,13 @@ def test_wrong_input_ends_in_one_line(evaluated, tool, tmp_path, words, code, me
     assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
 
 
-def test_files_are_replaced_on_demand(evaluated, tool, tmp_path):
+def test_as_a_function_it_raises_and_returns_the_counts(evaluated, tmp_path):
     (tmp_path / 'prediction.csv').write_text('mine')
-    words = (*evaluated.plain, '--max-images', 1, '--out', tmp_path, '--force')
-    assert tool(TOOL, *words).returncode == 0
-    assert written(tmp_path / 'prediction.csv').sum() == 60 * 64
+    words = dict(max_images=1, out=str(tmp_path), device='cpu')
+    with pytest.raises(FileExistsError, match='exists; add --force'):
+        confusion_matrix(*map(str, evaluated.plain), **words)
+    with pytest.raises(ConfigError, match='cannot be used here'):
+        confusion_matrix(*map(str, evaluated.plain), **words | dict(device='gpu'))
+    matrices = confusion_matrix(*map(str, evaluated.plain), force=True, **words)
+    np.testing.assert_array_equal(matrices['prediction'], written(tmp_path / 'prediction.csv'))
+    assert matrices['prediction'].sum() == 60 * 64
