@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -175,15 +174,6 @@ def program(main: Callable[[], None]) -> None:
         sys.exit(f'\n{interrupt}' if interrupt.args else 'interrupted')
     except (CoopError, OSError) as error:
         sys.exit(f'error: {error}')
-
-
-@contextlib.contextmanager
-def short_errors() -> Iterator[None]:
-    """Until every tool is called by :func:`program`."""
-    try:
-        yield
-    except (CoopError, OSError, ValueError, KeyError) as error:
-        sys.exit(f'error: {error.args[0] if isinstance(error, KeyError) else error}')
 
 
 def find_mim() -> Path:

@@ -1,8 +1,9 @@
+"""What is exported computes what PyTorch does, and is used without PyTorch."""
+
 from __future__ import annotations
 
 import inspect
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,23 +13,19 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmseg.apis import inference_model
-from mmseg.registry import MODELS
 
-from mmseg_coop.apis.model import load_model
-from mmseg_coop.config import forget_pretrained
+from mmseg_coop.apis import export as export_module
+from mmseg_coop.apis import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ROOT / 'tools/deployment'
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
-#: For tools in processes of their own: the checkout itself, where it is not installed.
-PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
-ENVIRONMENT = {**os.environ, 'PYTHONPATH': PYTHONPATH}
-HAS_PROGRAM = (
-    'dynamic_shapes' in inspect.signature(getattr(torch.export, 'export', print)).parameters
+SIZES = dict(wide=(50, 120), tall=(130, 70), square=(64, 64))
+needs_programs = pytest.mark.skipif(
+    'dynamic_shapes' not in inspect.signature(getattr(torch.export, 'export', print)).parameters,
+    reason='torch.export of this torch takes no dynamic_shapes',
 )
 
 for package in ('onnx', 'onnxruntime'):
@@ -36,27 +33,11 @@ for package in ('onnx', 'onnxruntime'):
 import onnxruntime  # noqa: E402
 
 
-def untrained(config, file, options=None):
-    """Write a checkpoint with random weights whose classes differ from pixel to pixel."""
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(options or {})
-    forget_pretrained(cfg.model)
-    init_default_scope('mmseg')  # fixtures of a module come before those of a test
-    torch.manual_seed(1)
-    model = MODELS.build(cfg.model)
-    for name, parameter in model.named_parameters():
-        if 'conv_seg' in name:
-            torch.nn.init.normal_(parameter, std=2)
-    torch.save(dict(state_dict=model.state_dict()), file)
-    return file
-
-
 @pytest.fixture(scope='module')
 def work(tmp_path_factory):
-    """A config that resizes, its checkpoint, and images of several sizes."""
+    """A config that resizes, and images of several sizes."""
     folder = tmp_path_factory.mktemp('deployment')
-    config = folder / 'mini_resized.py'
-    config.write_text(
+    (folder / 'mini_resized.py').write_text(
         f"""_base_ = ['{MINI}']
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -67,57 +48,45 @@ test_pipeline = [
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
     )
-    untrained(config, folder / 'model.pth')
     (folder / 'images').mkdir()
     generator = np.random.default_rng(0)
-    for name, size in dict(wide=(50, 120), tall=(130, 70), square=(64, 64)).items():
+    for name, size in SIZES.items():
         coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         cv2.imwrite(str(folder / f'images/{name}.png'), cv2.resize(coarse, size[::-1]))
     return folder
 
 
-def run(tool, *arguments):
-    return subprocess.run(
-        [sys.executable, TOOLS / tool, *map(str, arguments)],
-        text=True,
-        capture_output=True,
-        check=False,
-        env=ENVIRONMENT,
-    )
-
-
 @pytest.fixture(scope='module')
-def dynamic(work):
-    done = run(
-        'export_onnx.py',
-        *(work / 'mini_resized.py', work / 'model.pth', '--out', work / 'dynamic.onnx'),
-        *('--dynamic', '--size', '64x96'),
-    )
-    assert done.returncode == 0, done.stderr
-    return work / 'dynamic.onnx', done.stdout
+def export(tool, work, untrained_mini):
+    """Run export_onnx.py, with its options in one text; returns what it printed, or its error."""
 
+    def call(out, text='', config=None, checkpoint=untrained_mini, options=None, code=0):
+        words = [config or work / 'mini_resized.py', checkpoint, '--out', out, *text.split()]
+        if options:
+            words += ['--cfg-options', *(f'{k}={v}'.replace(' ', '') for k, v in options.items())]
+        done = tool('tools/deployment/export_onnx.py', *words)
+        assert done.returncode == code, done.stderr
+        return done.stderr.splitlines()[-1] if code else done.stdout
 
-@pytest.fixture
-def export(monkeypatch, capsys):
-    """Call export_onnx.py in this process, which saves the imports; returns its last words."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import export_onnx
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['export_onnx.py', *map(str, arguments)])
-        try:
-            export_onnx.main()
-        except SystemExit as end:
-            return str(end.code) if end.code != 2 else capsys.readouterr().err.splitlines()[-1]
-        return ''
-
-    call.module = export_onnx
     return call
 
 
 @pytest.fixture(scope='module')
-def model(work):
-    return load_model(Config.fromfile(work / 'mini_resized.py'), str(work / 'model.pth'))
+def dynamic(export, work):
+    printed = export(work / 'dynamic.onnx', '--dynamic --size 64x96')
+    return work / 'dynamic.onnx', printed
+
+
+@pytest.fixture(scope='module')
+def load(work, untrained_mini):
+    """Load the model in PyTorch, with other values of its config."""
+
+    def load(options=None, config=work / 'mini_resized.py', checkpoint=untrained_mini):
+        cfg = Config.fromfile(config)
+        cfg.merge_from_dict(options or {})
+        return load_model(cfg, str(checkpoint))
+
+    return load
 
 
 def rgb_batch(count, height, width):
@@ -131,33 +100,48 @@ def pytorch(model, rgb):
     inputs = [torch.from_numpy(image[::-1].astype(np.uint8)) for image in rgb]
     x = model.data_preprocessor(dict(inputs=inputs))['inputs']
     logits = model.encode_decode(x, [dict(img_shape=rgb.shape[2:])])
-    return {name: value.numpy() for name, value in model.split_outputs(logits).items()}
+    split = getattr(model, 'split_outputs', lambda logits: dict(prediction=logits))(logits)
+    return {name: value.numpy() for name, value in split.items()}
 
 
 def session_of(file):
     return onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
 
 
-@pytest.mark.parametrize('shape', [(1, 64, 96), (3, 81, 53), (2, 120, 128)])
-def test_dynamic_graph_equals_pytorch_at_any_size(dynamic, model, shape):
-    session = session_of(dynamic[0])
-    assert [output.name for output in session.get_outputs()] == NAMES
+def metadata_of(file):
+    stored = session_of(file).get_modelmeta().custom_metadata_map
+    return {key: json.loads(value) for key, value in stored.items()}
+
+
+def check_equal(file, model, shape, names):
+    """Hold the logits of an ONNX file or a program to those of PyTorch."""
     rgb = rgb_batch(*shape)
-    for name, logits in zip(NAMES, session.run(NAMES, {'image': rgb}), strict=True):
-        expected = pytorch(model, rgb)[name]
+    if file.suffix == '.onnx':
+        session = session_of(file)
+        assert [output.name for output in session.get_outputs()] == names
+        found = session.run(names, {'image': rgb})
+    else:
+        extra = {'metadata.json': ''}
+        program = torch.export.load(file, extra_files=extra)
+        assert json.loads(extra['metadata.json'])['outputs'] == names
+        found = [logits.numpy() for logits in program.module()(torch.from_numpy(rgb))]
+    expected = pytorch(model, rgb)
+    for name, logits in zip(names, found, strict=True):
         assert logits.shape == (shape[0], 11, *shape[1:])
-        np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+        bound = 1e-4 * np.abs(expected[name]).max()
+        np.testing.assert_allclose(logits, expected[name], atol=bound)
 
 
-def test_report_names_both_sizes_and_every_output(dynamic):
+@pytest.mark.parametrize('shape', [(1, 64, 96), (3, 81, 53), (2, 120, 128)])
+def test_dynamic_graph_equals_pytorch_at_any_size(dynamic, load, shape):
+    check_equal(dynamic[0], load(), shape, NAMES)
+
+
+def test_report_and_metadata_tell_all_that_an_application_needs(dynamic):
     lines = [line for line in dynamic[1].splitlines() if line.startswith('ONNX,')]
     assert len(lines) == 6
     assert len({line.split(':')[0] for line in lines}) == 2
-
-
-def test_metadata_tells_all_that_an_application_needs(dynamic):
-    stored = session_of(dynamic[0]).get_modelmeta().custom_metadata_map
-    info = {key: json.loads(value) for key, value in stored.items()}
+    info = metadata_of(dynamic[0])
     assert info['classes'][:3] == ['sky', 'building', 'pole']
     assert info['palette'][1] == [128, 0, 0]
     assert (info['outputs'], info['chosen_output']) == (NAMES, 'ensemble')
@@ -166,109 +150,72 @@ def test_metadata_tells_all_that_an_application_needs(dynamic):
     assert info['config'] == 'mini_resized'
 
 
-def test_fixed_size_and_chosen_outputs(export, work, model):
-    out = work / 'fixed.onnx'
-    arguments = (work / 'mini_resized.py', work / 'model.pth', '--out', out)
-    assert export(*arguments, '--size', '64x80', '--outputs', 'ensemble', 'top') == ''
-    session = session_of(out)
-    assert session.get_inputs()[0].shape == [1, 3, 64, 80]
-    assert [output.name for output in session.get_outputs()] == ['top', 'ensemble']
-    rgb = rgb_batch(1, 64, 80)
-    expected = pytorch(model, rgb)['top']
-    np.testing.assert_allclose(
-        session.run(['top'], {'image': rgb})[0], expected, atol=1e-4 * np.abs(expected).max()
+def test_fixed_size_and_chosen_outputs(export, load, tmp_path):
+    out = tmp_path / 'fixed.onnx'
+    export(out, '--size 64x80 --outputs ensemble top')
+    assert session_of(out).get_inputs()[0].shape == [1, 3, 64, 80]
+    check_equal(out, load(), (1, 64, 80), ['top', 'ensemble'])
+    assert 'exists; name another --out, or add --force' in export(out, code=1)
+
+
+def test_size_without_crop_size_is_that_of_the_data_preprocessor(export, work, tmp_path):
+    (tmp_path / 'config.py').write_text(
+        f'_base_ = {str(work / "mini_resized.py")!r}\ncrop_size = None\n'
+        'model = dict(data_preprocessor=dict(size=(48, 64)))\n'
     )
-    assert 'exists' in export(*arguments)
+    export(tmp_path / 'a.onnx', config=tmp_path / 'config.py')
+    assert session_of(tmp_path / 'a.onnx').get_inputs()[0].shape == [1, 3, 48, 64]
 
 
-def test_networks_that_take_bgr(export, work, tmp_path):
-    options = {
-        'model.data_preprocessor.bgr_to_rgb': False,
-        'model.data_preprocessor.mean': [10.0, 20.0, 30.0],
-    }
-    message = export(
-        *(work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx'),
-        *('--size', '64x64', '--cfg-options', 'model.data_preprocessor.bgr_to_rgb=False'),
-        'model.data_preprocessor.mean=[10.0,20.0,30.0]',
-    )
-    assert message == ''
-    cfg = Config.fromfile(work / 'mini_resized.py')
-    cfg.merge_from_dict(options)
-    expected = pytorch(load_model(cfg, str(work / 'model.pth')), rgb_batch(1, 64, 64))['top']
-    session = session_of(tmp_path / 'a.onnx')
-    np.testing.assert_allclose(
-        session.run(['top'], {'image': rgb_batch(1, 64, 64)})[0],
-        expected,
-        atol=1e-4 * np.abs(expected).max(),
-    )
-    padding = json.loads(session.get_modelmeta().custom_metadata_map['padding'])
-    assert padding == [30, 20, 10]  # RGB as all of the interface
+def test_networks_that_take_bgr(export, load, tmp_path):
+    preprocessor = 'model.data_preprocessor'
+    options = {f'{preprocessor}.bgr_to_rgb': False, f'{preprocessor}.mean': [10.0, 20.0, 30.0]}
+    export(tmp_path / 'a.onnx', '--size 64x64', options=options)
+    check_equal(tmp_path / 'a.onnx', load(options), (1, 64, 64), NAMES)
+    assert metadata_of(tmp_path / 'a.onnx')['padding'] == [
+        30,
+        20,
+        10,
+    ]  # RGB as all of the interface
 
 
-def test_a_mismatch_leaves_no_file(export, work, tmp_path, monkeypatch):
-    runner = export.module.onnx_runner
+def test_a_mismatch_leaves_no_file(export, tmp_path, monkeypatch):
+    runner = export_module.onnx_runner
 
     def wrong_at_another_size(file, outputs):
-        run_file = runner(file, outputs)
+        run = runner(file, outputs)
         return lambda image: [
             logits + (0.01 * abs(logits).max() if image.shape[2] != 64 else 0)
-            for logits in run_file(image)
+            for logits in run(image)
         ]
 
-    monkeypatch.setattr(export.module, 'onnx_runner', wrong_at_another_size)
-    message = export(
-        *(work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx'),
-        *('--dynamic', '--size', '64x64'),
-    )
+    monkeypatch.setattr(export_module, 'onnx_runner', wrong_at_another_size)
+    message = export(tmp_path / 'a.onnx', '--dynamic --size 64x64', code=1)
     assert 'x 49 x 83: top differs from PyTorch by' in message
     assert 'nothing was written' in message
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    'program',
+    ('option', 'suffix', 'size'),
     [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.skipif(
-                not HAS_PROGRAM, reason='torch.export of this torch takes no dynamic_shapes'
-            ),
-        ),
+        ('--dynamic', '.onnx', (70, 41)),
+        pytest.param('--program', '.pt2', (64, 48), marks=needs_programs),
     ],
-    ids=['ONNX', 'torch.export'],
 )
-def test_single_output_model(export, tmp_path, program):
-    checkpoint = untrained(DPANET, tmp_path / 'dpanet.pth')
-    option, size = ('--program', (64, 48)) if program else ('--dynamic', (70, 41))
-    assert export(DPANET, checkpoint, option, '--size', '64x48') == ''
-    model = load_model(Config.fromfile(DPANET), str(checkpoint))
-    rgb = rgb_batch(1, *size)
-    with torch.no_grad():
-        x = model.data_preprocessor(dict(inputs=[torch.from_numpy(rgb[0, ::-1].copy())]))
-        expected = model.encode_decode(x['inputs'], [dict(img_shape=size)]).numpy()
-    if program:
-        extra = {'metadata.json': ''}
-        loaded = torch.export.load(tmp_path / 'dpanet.pt2', extra_files=extra)
-        assert json.loads(extra['metadata.json'])['outputs'] == ['prediction']
-        found = loaded.module()(torch.from_numpy(rgb))[0].numpy()
-    else:
-        session = session_of(tmp_path / 'dpanet.onnx')
-        assert [output.name for output in session.get_outputs()] == ['prediction']
-        found = session.run(None, {'image': rgb})[0]
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+def test_single_output_model(export, load, untrained, tmp_path, option, suffix, size):
+    model = dict(config=DPANET, checkpoint=untrained(DPANET, tmp_path / 'dpanet.pth'))
+    export(tmp_path / 'dpanet.onnx', f'{option} --size 64x48', **model)
+    check_equal(
+        (tmp_path / 'dpanet').with_suffix(suffix), load(**model), (1, *size), ['prediction']
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_PROGRAM, reason='torch.export of this torch takes no dynamic_shapes')
-def test_program_of_networks_that_cooperate(export, work, model, tmp_path):
-    arguments = (work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx')
-    assert export(*arguments, '--dynamic', '--size', '64x96', '--program') == ''
-    rgb = rgb_batch(1, 50, 77)
-    found = torch.export.load(tmp_path / 'a.pt2').module()(torch.from_numpy(rgb))
-    for name, logits in zip(NAMES, found, strict=True):
-        expected = pytorch(model, rgb)[name]
-        np.testing.assert_allclose(logits.numpy(), expected, atol=1e-4 * np.abs(expected).max())
+@needs_programs
+def test_program_of_networks_that_cooperate(export, load, tmp_path):
+    export(tmp_path / 'a.onnx', '--dynamic --size 64x96 --program')
+    check_equal(tmp_path / 'a.pt2', load(), (1, 50, 77), NAMES)
 
 
 #: Networks whose coarsest map is 32 times as small as the image: one pixel at 32, two at 33.
@@ -284,221 +231,193 @@ STRIDE_32 = {
 @pytest.mark.skipif(
     not hasattr(getattr(torch.export, 'Dim', None), 'AUTO'), reason='needs torch >= 2.6'
 )
-def test_smallest_size_of_a_program_is_the_one_it_takes(export, tmp_path, capsys):
-    checkpoint = untrained(MINI, tmp_path / 'a.pth', STRIDE_32)
-    options = [f'{key}={value}'.replace(' ', '') for key, value in STRIDE_32.items()]
-    arguments = (MINI, checkpoint, '--dynamic', '--program', '--cfg-options', *options)
-    assert export(*arguments, '--size', '64x96') == ''
-    lines = capsys.readouterr().out.splitlines()
+def test_smallest_size_of_a_program_is_the_one_it_takes(export, load, untrained, tmp_path):
+    model = dict(
+        config=MINI,
+        checkpoint=untrained(MINI, tmp_path / 'a.pth', STRIDE_32),
+        options=STRIDE_32,
+    )
+    lines = export(tmp_path / 'a.onnx', '--dynamic --program --size 64x96', **model).splitlines()
     assert 'torch.export takes images of 33 x 33 or more' in lines
     assert len([line for line in lines if '1 x 3 x 33 x 33: ' in line]) == len(NAMES)
+    check_equal(tmp_path / 'a.pt2', load(**model), (1, 33, 50), NAMES)
     program = torch.export.load(tmp_path / 'a.pt2').module()
-    rgb = rgb_batch(1, 33, 50)
-    cfg = Config.fromfile(MINI)
-    cfg.merge_from_dict(STRIDE_32)
-    expected = pytorch(load_model(cfg, str(checkpoint)), rgb)
-    for name, logits in zip(NAMES, program(torch.from_numpy(rgb)), strict=True):
-        bound = 1e-4 * np.abs(expected[name]).max()
-        np.testing.assert_allclose(logits.numpy(), expected[name], atol=bound)
     with pytest.raises(AssertionError, match='>= 33'):
         program(torch.from_numpy(rgb_batch(1, 32, 50)))
-    message = export(*arguments, '--size', '32x32', '--overwrite')
+    words = '--dynamic --program --size 32x32 --force'
+    message = export(tmp_path / 'a.onnx', words, code=1, **model)
     assert 'torch.export frees the sides up to' in message
     assert 'give a greater --size' in message
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('arguments', [(), ('--dynamic',)], ids=['fixed', 'dynamic'])
-def test_dynamo_exporter(export, work, model, tmp_path, arguments):
+@pytest.mark.parametrize('option', ['', '--dynamic'])
+def test_dynamo_exporter(export, load, tmp_path, option):
     pytest.importorskip('onnxscript', reason='the exporter needs onnxscript')
     if 'external_data' not in inspect.signature(torch.onnx.export).parameters:
         pytest.skip('this torch has no such exporter')
-    message = export(
-        *(work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx'),
-        *('--size', '64x64', '--exporter', 'dynamo', *arguments),
-    )
-    assert message == ''
-    rgb = rgb_batch(1, *((51, 90) if arguments else (64, 64)))
-    expected = pytorch(model, rgb)['ensemble']
-    found = session_of(tmp_path / 'a.onnx').run(['ensemble'], {'image': rgb})[0]
-    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    export(tmp_path / 'a.onnx', f'--size 64x64 --exporter dynamo {option}')
+    check_equal(tmp_path / 'a.onnx', load(), (1, *((51, 90) if option else (64, 64))), NAMES)
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('out', 'text', 'code', 'message'),
     [
-        (('--outputs', 'left'), "output 'left' is unknown; the model has ['top', 'bottom', 'ens"),
-        (('--size', '64'), "takes HEIGHTxWIDTH such as 513x513, not '64'"),
-        (('--size', '8x64'), "takes sides of at least 32, not '8x64'"),
-        (('--out', 'model.pb'), "--out 'model.pb' has to end in .onnx"),
-        (('--opset', '99'), '--opset 99: the trace exporter writes 11 to '),
+        (
+            'a.onnx',
+            '--outputs left',
+            1,
+            "output 'left' is unknown; the model has ['top', 'bottom', ",
+        ),
+        ('a.onnx', '--size 64', 2, "takes HEIGHTxWIDTH such as 513x513, not '64'"),
+        ('a.onnx', '--size 8x64', 1, '--size takes sides of at least 32, not 8x64'),
+        ('model.pb', '', 1, "--out 'model.pb' has to end in .onnx"),
+        ('a.onnx', '--opset 99', 1, '--opset 99: the trace exporter writes 11 to '),
     ],
 )
-def test_export_refuses_wrong_arguments(export, work, arguments, message):
-    assert message in export(work / 'mini_resized.py', work / 'model.pth', *arguments)
+def test_export_refuses_wrong_arguments(export, out, text, code, message):
+    assert message in export(out, text, code=code)
 
 
-def test_size_without_crop_size_is_that_of_the_data_preprocessor(export, work, tmp_path):
-    (tmp_path / 'config.py').write_text(
-        f'_base_ = {str(work / "mini_resized.py")!r}\ncrop_size = None\n'
-        'model = dict(data_preprocessor=dict(size=(48, 64)))\n'
-    )
-    out = tmp_path / 'a.onnx'
-    assert export(tmp_path / 'config.py', work / 'model.pth', '--out', out) == ''
-    assert session_of(out).get_inputs()[0].shape == [1, 3, 48, 64]
-
-
-def test_export_refuses_a_checkpoint_of_another_model(export, work, tmp_path):
+def test_export_refuses_a_checkpoint_of_another_model(export, tmp_path):
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))), tmp_path / 'other.pth')
-    message = export(work / 'mini_resized.py', tmp_path / 'other.pth')
-    assert 'does not fit the config: it lacks' in message
-    assert 'does not exist' in export(work / 'mini_resized.py', tmp_path / 'gone.pth')
+    for name, message in (
+        ('other.pth', 'does not fit the config: it lacks'),
+        ('gone.pth', 'does not exist'),
+    ):
+        assert message in export(tmp_path / 'a.onnx', checkpoint=tmp_path / name, code=1)
+
+
+# onnx_inference.py
+
+
+@pytest.fixture(scope='module')
+def infer(tool):
+    """Run onnx_inference.py with its options in one text; returns what it printed, or its error."""
+
+    def call(model, images, out, text='', code=0):
+        words = (model, images, '--out', out, *text.split())
+        done = tool('tools/deployment/onnx_inference.py', *words)
+        assert done.returncode == code, done.stderr
+        return done.stderr.splitlines()[-1] if code else done.stdout
+
+    return call
+
+
+def label_map(folder, output, name):
+    return cv2.imread(str(folder / f'{output}/{name}.png'), cv2.IMREAD_UNCHANGED)
+
+
+def check_label_maps(folder, model, work, outputs=NAMES, names=SIZES):
+    """Hold what onnx_inference.py has written to what mmseg predicts."""
+    for name in names:
+        image = cv2.imread(str(work / f'images/{name}.png'))
+        expected = inference_model(model, image).pred_outputs
+        for output in outputs:
+            label = label_map(folder, output, name)
+            assert label.shape == image.shape[:2]
+            assert len(np.unique(label)) > 1
+            assert (label == expected.get(output)[0].numpy()).mean() > 0.999
 
 
 #: Runs a script where nothing but numpy, OpenCV and onnxruntime can be imported.
 BARE = """
 import runpy, sys
-for name in ('torch', 'mmcv', 'mmengine', 'mmseg', 'mmseg_coop', 'onnx', 'PIL', 'scipy'):
+for name in ('torch', 'mmcv', 'mmengine', 'mmseg', 'mmseg_coop', 'mmseg_coop_cli', 'onnx', 'PIL'):
     sys.modules[name] = None
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
 
-def infer(*arguments):
-    return subprocess.run(
-        [sys.executable, '-c', BARE, *map(str, (TOOLS / 'onnx_inference.py', *arguments))],
+def test_inference_without_torch_equals_mmseg(dynamic, work, load, infer, tmp_path):
+    words = (ROOT / 'tools/deployment/onnx_inference.py', dynamic[0], work / 'images')
+    done = subprocess.run(
+        [sys.executable, '-c', BARE, *words, '--out', tmp_path, '--labels'],
         text=True,
         capture_output=True,
         check=False,
-        env=ENVIRONMENT,
     )
-
-
-def test_inference_without_torch_equals_mmseg(dynamic, work, model, tmp_path):
-    done = infer(dynamic[0], work / 'images', '--out', tmp_path / 'out', '--labels')
     assert done.returncode == 0, done.stderr
     assert '3 images, outputs top, bottom, ensemble' in done.stdout
-    for name in ('wide', 'tall', 'square'):
-        image = cv2.imread(str(work / f'images/{name}.png'))
-        expected = inference_model(model, image).pred_outputs
-        for output in NAMES:
-            label = cv2.imread(str(tmp_path / f'out/{output}/{name}.png'), cv2.IMREAD_UNCHANGED)
-            reference = expected.get(output)[0].numpy()
-            assert label.shape == image.shape[:2]
-            assert len(np.unique(label)) > 1
-            assert (label == reference).mean() > 0.999
-        # four panels and a legend below
-        picture = cv2.imread(str(tmp_path / f'out/{name}.png'))
-        scale = -(-240 // image.shape[0])
-        assert picture.shape[1] == 4 * scale * image.shape[1] + 3 * 4
-        assert picture.shape[0] > scale * image.shape[0] + 22 + 22
-    again = infer(dynamic[0], work / 'images', '--out', tmp_path / 'out')
-    assert again.returncode == 1
-    assert 'exists; choose another --out, or --overwrite' in again.stderr.splitlines()[-1]
+    check_label_maps(tmp_path, load(), work)
+    for name, (height, width) in SIZES.items():  # four panels and a legend below
+        drawn = cv2.imread(str(tmp_path / f'{name}.png'))
+        scale = -(-240 // height)
+        assert drawn.shape[1] == 4 * scale * width + 3 * 4
+        assert drawn.shape[0] > scale * height + 22 + 22
+    again = infer(dynamic[0], work / 'images', tmp_path, code=1)
+    assert 'exists; choose another --out, or --force' in again
 
 
-def test_inference_fits_images_into_a_fixed_graph(export, work, model, tmp_path):
-    arguments = (work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx')
-    assert export(*arguments, '--size', '64x64', '--outputs', 'top') == ''
-    done = infer(tmp_path / 'a.onnx', work / 'images/wide.png', '--out', tmp_path, '--labels')
-    assert done.returncode == 0, done.stderr
+def test_inference_fits_images_into_a_fixed_graph(export, infer, work, load, tmp_path):
+    export(tmp_path / 'a.onnx', '--size 64x64 --outputs top')
+    infer(tmp_path / 'a.onnx', work / 'images/wide.png', tmp_path, '--labels')
     image = cv2.imread(str(work / 'images/wide.png'))  # 50 x 120, hence 27 x 64 in the graph
     rgb = np.full((1, 3, 64, 64), 127.5, np.float32)
     rgb[0, :, :27] = cv2.resize(image, (64, 27))[..., ::-1].transpose(2, 0, 1)
+    model = load()
     with torch.no_grad():
-        logits = model.encode_decode(
-            torch.from_numpy((rgb - 127.5) / 64), [dict(img_shape=(64, 64))]
+        x = torch.from_numpy((rgb - 127.5) / 64)
+        logits = model.split_outputs(model.encode_decode(x, [dict(img_shape=(64, 64))]))['top']
+        logits = torch.nn.functional.interpolate(
+            logits[..., :27, :], size=(50, 120), mode='bilinear'
         )
-        logits = model.split_outputs(logits)['top'][..., :27, :]
-        logits = torch.nn.functional.interpolate(logits, size=(50, 120), mode='bilinear')
-    label = cv2.imread(str(tmp_path / 'top/wide.png'), cv2.IMREAD_UNCHANGED)
+    label = label_map(tmp_path, 'top', 'wide')
     assert (label == logits[0].argmax(0).numpy()).mean() > 0.999
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'names'),
+    ('text', 'names'),
     [
-        (('--dynamic', '--size', '64x64'), ('wide', 'tall', 'square')),
-        (('--size', '48x40'), ('tall', 'square')),  # wide is less than 48 high
+        ('--dynamic --size 64x64', SIZES),
+        ('--size 48x40', ('tall', 'square')),  # wide is less than 48 high
     ],
     ids=['dynamic', 'fixed'],
 )
-def test_inference_with_a_sliding_window(export, work, tmp_path, arguments, names):
-    options = {
-        'model.test_cfg.mode': 'slide',
-        'model.test_cfg.crop_size': (48, 40),
-        'model.test_cfg.stride': (20, 32),
-    }
-    words = [f'{key}={value}'.replace(' ', '') for key, value in options.items()]
-    message = export(
-        *(work / 'mini_resized.py', work / 'model.pth', '--out', tmp_path / 'a.onnx'),
-        *(*arguments, '--cfg-options', *words),
-    )
-    assert message == ''
-    done = infer(tmp_path / 'a.onnx', work / 'images', '--out', tmp_path, '--labels')
-    assert done.returncode == 0, done.stderr
-    cfg = Config.fromfile(work / 'mini_resized.py')
-    cfg.merge_from_dict(options)
-    model = load_model(cfg, str(work / 'model.pth'))
-    for name in names:
-        expected = inference_model(model, cv2.imread(str(work / f'images/{name}.png')))
-        for output in NAMES:
-            label = cv2.imread(str(tmp_path / f'{output}/{name}.png'), cv2.IMREAD_UNCHANGED)
-            assert (label == expected.pred_outputs.get(output)[0].numpy()).mean() > 0.999
+def test_inference_with_a_sliding_window(export, infer, work, load, tmp_path, text, names):
+    test_cfg = dict(mode='slide', crop_size=(48, 40), stride=(20, 32))
+    options = {f'model.test_cfg.{key}': value for key, value in test_cfg.items()}
+    export(tmp_path / 'a.onnx', text, options=options)
+    infer(tmp_path / 'a.onnx', work / 'images', tmp_path, '--labels')
+    check_label_maps(tmp_path, load(options), work, names=names)
 
 
-def test_inference_with_a_binary_model(export, work, tmp_path):
+def test_inference_with_a_binary_model(export, infer, work, load, untrained, tmp_path):
+    head = 'model.decode_head'
     options = {
-        'model.decode_head.num_classes': 2,
-        'model.decode_head.out_channels': 1,
-        'model.decode_head.loss_decode.use_sigmoid': True,
+        f'{head}.num_classes': 2,
+        f'{head}.out_channels': 1,
+        f'{head}.loss_decode.use_sigmoid': True,
     }
     checkpoint = untrained(work / 'mini_resized.py', tmp_path / 'binary.pth', options)
-    cfg = Config.fromfile(work / 'mini_resized.py')
-    cfg.merge_from_dict(options)
-    model = load_model(cfg, str(checkpoint))
+    model = load(options, checkpoint=checkpoint)
     # a threshold that parts the pixels of untrained weights
     threshold = float(np.median(1 / (1 + np.exp(-pytorch(model, rgb_batch(1, 64, 64))['bottom']))))
-    model.decode_head.threshold = options['model.decode_head.threshold'] = threshold
-    words = [f'{key}={value}' for key, value in options.items()]
-    message = export(
-        *(work / 'mini_resized.py', checkpoint, '--dynamic', '--size', '64x64'),
-        *('--cfg-options', *words),
-    )
-    assert message == ''
-    done = infer(
-        *(tmp_path / 'binary.onnx', work / 'images', '--out', tmp_path, '--labels'),
-        *('--outputs', 'bottom'),
-    )
-    assert done.returncode == 0, done.stderr
-    found = []
-    for name in ('wide', 'tall', 'square'):
+    model.decode_head.threshold = options[f'{head}.threshold'] = threshold
+    onnx = tmp_path / 'binary.onnx'
+    export(onnx, '--dynamic --size 64x64', checkpoint=checkpoint, options=options)
+    infer(onnx, work / 'images', tmp_path, '--labels --outputs bottom')
+    found = [label_map(tmp_path, 'bottom', name) for name in SIZES]
+    for name, label in zip(SIZES, found, strict=True):
         image = cv2.imread(str(work / f'images/{name}.png'))
         expected = inference_model(model, image).pred_outputs.get('bottom')[0].numpy()
-        found.append(cv2.imread(str(tmp_path / f'bottom/{name}.png'), cv2.IMREAD_UNCHANGED))
-        assert (found[-1] == expected).mean() > 0.999
+        assert (label == expected).mean() > 0.999
     assert set(np.concatenate([label.ravel() for label in found])) == {0, 1}
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('model', 'images', 'text', 'code', 'message'),
     [
-        (('MODEL', 'gone.png', '--out', 'x'), "'gone.png' does not exist"),
-        (('MODEL', 'IMAGES', '--out', 'x', '--outputs', 'left'), "output 'left' is unknown"),
-        (('MODEL', 'IMAGES', '--out', 'x', '--providers', 'Abacus'), "'Abacus' is not available"),
-        (('CONFIG', 'IMAGES', '--out', 'x'), 'cannot be loaded'),
-        (('MODEL', 'CONFIG', '--out', 'x'), 'is not an image that OpenCV reads'),
+        ('dynamic.onnx', 'gone.png', '', 1, "gone.png' does not exist"),
+        ('dynamic.onnx', 'images', '--outputs left', 1, "output 'left' is unknown"),
+        ('dynamic.onnx', 'images', '--providers Abacus', 1, "'Abacus' is not available"),
+        ('dynamic.onnx', 'images', '--opacity 2', 2, '--opacity takes 0 to 1, not 2.0'),
+        ('mini_resized.py', 'images', '', 1, 'cannot be loaded'),
+        ('dynamic.onnx', 'mini_resized.py', '', 1, 'is not an image that OpenCV reads'),
     ],
 )
-def test_inference_refuses_wrong_arguments(dynamic, work, tmp_path, arguments, message):
-    paths = dict(
-        MODEL=dynamic[0],
-        IMAGES=work / 'images',
-        CONFIG=work / 'mini_resized.py',
-        x=tmp_path / 'x',
-    )
-    done = infer(*(paths.get(argument, argument) for argument in arguments))
-    assert done.returncode == 1
-    assert message in done.stderr.splitlines()[-1]
-    assert 'Traceback' not in done.stderr
+def test_inference_refuses_wrong_arguments(
+    dynamic, infer, work, tmp_path, model, images, text, code, message
+):
+    assert message in infer(work / model, work / images, tmp_path / 'x', text, code=code)

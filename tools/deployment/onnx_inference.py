@@ -2,8 +2,8 @@
 
 Needs numpy, opencv-python and onnxruntime only, and this file works on its own. Images are resized
 as in the model's test pipeline, or to fit into the graph if its size is fixed; a model that wants a
-sliding window gets it. The logits are resized back. For every image it writes one picture: the
-image and every output laid over it, with a legend of the classes.
+sliding window gets it. The logits are resized back. For every image it writes one image: the
+input and every output laid over it, with a legend of the classes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
 
 Array = np.ndarray[Any, Any]
 
@@ -27,33 +25,8 @@ IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.we
 FONT, BAR, GAP, MIN_PANEL = cv2.FONT_HERSHEY_SIMPLEX, 22, 4, 240  # sizes in pixels
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('model', help='ONNX file')
-    parser.add_argument('images', nargs='+', help='images, or folders of images')
-    parser.add_argument('--out', type=Path, required=True, help='folder for the pictures')
-    parser.add_argument('--outputs', nargs='+', metavar='NAME', help='which outputs; default: all')
-    parser.add_argument(
-        '--labels', action='store_true', help='also write the label maps, as OUT/OUTPUT/NAME.png'
-    )
-    parser.add_argument(
-        '--opacity', type=float, default=0.5, help='of the classes, 0 to 1; default: 0.5'
-    )
-    parser.add_argument('--overwrite', action='store_true', help='replace pictures that exist')
-    parser.add_argument(
-        '--providers',
-        nargs='+',
-        metavar='NAME',
-        help='execution providers of onnxruntime, e.g. CUDAExecutionProvider; default: the first '
-        'that is available',
-    )
-    args = parser.parse_args()
-    if not 0 <= args.opacity <= 1:
-        parser.error(f'--opacity takes 0 to 1, not {args.opacity}')
-    return args
+class InputError(ValueError):
+    """What the user can put right; the message says how."""
 
 
 class Model:
@@ -65,29 +38,31 @@ class Model:
         providers: Execution providers, or None for the first that is available.
 
     Raises:
-        ValueError: The file, an output or a provider does not fit.
+        InputError: The file, an output or a provider does not fit.
     """
 
     def __init__(
         self, path: str, outputs: Sequence[str] | None, providers: Sequence[str] | None
     ) -> None:
+        import onnxruntime
+
         available = onnxruntime.get_available_providers()
         for provider in providers or ():
             if provider not in available:
-                raise ValueError(f'provider {provider!r} is not available; there are {available}.')
+                raise InputError(f'provider {provider!r} is not available; there are {available}.')
         try:
             self.session = onnxruntime.InferenceSession(path, providers=providers or available)
         except Exception as error:  # onnxruntime's own types, which share no base
-            raise ValueError(
+            raise InputError(
                 f'{path!r} cannot be loaded: {" ".join(str(error).split())}'
             ) from error
         stored = self.session.get_modelmeta().custom_metadata_map
         if 'classes' not in stored:
-            raise ValueError(f'{path!r} holds no class names; write it with export_onnx.py.')
+            raise InputError(f'{path!r} holds no class names; write it with export_onnx.py.')
         self.info = {key: json.loads(value) for key, value in stored.items()}
         for name in outputs or ():
             if name not in self.info['outputs']:
-                raise ValueError(
+                raise InputError(
                     f'output {name!r} is unknown; the model has {self.info["outputs"]}.'
                 )
         self.outputs = [n for n in self.info['outputs'] if outputs is None or n in outputs]
@@ -180,26 +155,16 @@ def find_images(paths: Sequence[str]) -> Iterator[Path]:
         elif path.is_dir():
             files = [f for f in sorted(path.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES]
             if not files:
-                raise ValueError(
+                raise InputError(
                     f'folder {str(path)!r} holds no image ({" ".join(IMAGE_SUFFIXES)}).'
                 )
             yield from files
         else:
-            raise ValueError(f'{str(path)!r} does not exist.')
+            raise FileNotFoundError(f'{str(path)!r} does not exist.')
 
 
 def draw(image: Array, labels: dict[str, Array], info: dict[str, Any], opacity: float) -> Array:
-    """Draw the image and its outputs side by side over a legend.
-
-    Args:
-        image: BGR, ``(H, W, 3)``.
-        labels: Label map of every output, ``(H, W)``.
-        info: Metadata of the model.
-        opacity: Of the classes, 0 to 1.
-
-    Returns:
-        The picture, BGR.
-    """
+    """Draw an image, BGR, and the label maps of its outputs side by side over a legend."""
     colors = np.zeros((256, 3), np.uint8)
     colors[: len(info['palette'])] = np.array(info['palette'], np.uint8)[:, ::-1]
     panels = {'input': image}
@@ -215,89 +180,102 @@ def draw(image: Array, labels: dict[str, Array], info: dict[str, Any], opacity: 
             np.concatenate([bar, enlarged]),
             np.full((BAR + len(enlarged), GAP, 3), 255, np.uint8),
         ]
-    picture = np.concatenate(row[:-1], axis=1)
+    drawn = np.concatenate(row[:-1], axis=1)
 
     column = 40 + max(cv2.getTextSize(name, FONT, 0.45, 1)[0][0] for name in info['classes'])
-    columns = max(1, picture.shape[1] // column)
+    columns = max(1, drawn.shape[1] // column)
     rows = math.ceil(len(info['classes']) / columns)
-    legend = np.full((rows * BAR + GAP, picture.shape[1], 3), 255, np.uint8)
+    legend = np.full((rows * BAR + GAP, drawn.shape[1], 3), 255, np.uint8)
     for index, name in enumerate(info['classes']):
         x, y = (index % columns) * column + GAP, (index // columns) * BAR + GAP
         cv2.rectangle(legend, (x, y), (x + 22, y + 14), colors[index].tolist(), -1)
         cv2.putText(legend, name, (x + 28, y + 12), FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.concatenate([picture, legend])
+    return np.concatenate([drawn, legend])
 
 
-def targets(images: Sequence[Path], model: Model, args: argparse.Namespace) -> None:
-    """Check that no file would be overwritten.
-
-    Args:
-        images: Images.
-        model: The model.
-        args: The command line.
-
-    Raises:
-        ValueError: A picture exists, or two images share a name.
-    """
-    sources: dict[str, Path] = {}
-    for image in images:
-        other = sources.setdefault(image.stem, image)
-        if other is not image:
-            raise ValueError(f'{image} and {other} would write the same picture; run them apart.')
-        for folder in ['.', *(model.outputs if args.labels else [])]:
-            file = args.out / folder / f'{image.stem}.png'
-            if file.exists() and not args.overwrite:
-                raise ValueError(f'{str(file)!r} exists; choose another --out, or --overwrite.')
-
-
-def write(file: Path, picture: Array) -> None:
+def write(file: Path, image: Array) -> None:
     """Write a PNG file, in a folder that need not exist yet."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(file), picture):
-        raise ValueError(f'{str(file)!r} cannot be written.')
+    if not cv2.imwrite(str(file), image):
+        raise OSError(f'{str(file)!r} cannot be written.')
 
 
-def run(args: argparse.Namespace) -> None:
-    """Segment all images.
-
-    Args:
-        args: The command line.
+def segment(
+    model: str,
+    images: Sequence[str],
+    out: Path,
+    *,
+    outputs: Sequence[str] | None = None,
+    labels: bool = False,
+    opacity: float = 0.5,
+    force: bool = False,
+    providers: Sequence[str] | None = None,
+) -> None:
+    """Segment images; the arguments are those of the command line.
 
     Raises:
-        ValueError: Something on the command line does not fit.
+        InputError: An argument or a file does not fit.
+        OSError: A file does not exist, or would be replaced.
     """
-    model = Model(args.model, args.outputs, args.providers)
-    images = list(find_images(args.images))
-    targets(images, model, args)
+    network = Model(model, outputs, providers)
+    sources: dict[Path, Path] = {}  # of every file that is written
+    for path in find_images(images):
+        file = out / f'{path.stem}.png'
+        other = sources.setdefault(file, path)
+        if other is not path:
+            raise InputError(f'{path} and {other} would write the same file; run them apart.')
+        for target in [file, *(out / name / file.name for name in network.outputs if labels)]:
+            if target.exists() and not force:
+                raise FileExistsError(f'{str(target)!r} exists; choose another --out, or --force.')
     seconds = 0.0
-    for path in images:
+    for file, path in sources.items():
         # Not imread: on Windows it takes no name beyond ASCII.
-        image = (
-            cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-            if path.stat().st_size
-            else None
-        )
+        content = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
         if image is None:
-            raise ValueError(f'{str(path)!r} is not an image that OpenCV reads.')
+            raise InputError(f'{str(path)!r} is not an image that OpenCV reads.')
         start = time.perf_counter()
-        labels = model(image)
+        label_maps = network(image)
         seconds += time.perf_counter() - start
-        write(args.out / f'{path.stem}.png', draw(image, labels, model.info, args.opacity))
-        if args.labels:
-            for name, label_map in labels.items():
-                write(args.out / name / f'{path.stem}.png', label_map)
+        write(file, draw(image, label_maps, network.info, opacity))
+        for name, label_map in label_maps.items() if labels else ():
+            write(out / name / file.name, label_map)
     print(
-        f'{len(images)} images, outputs {", ".join(model.outputs)}, '
-        f'{1000 * seconds / len(images):.1f} ms an image; pictures in {args.out}'
+        f'{len(sources)} images, outputs {", ".join(network.outputs)}, '
+        f'{1000 * seconds / len(sources):.1f} ms an image; written to {out}'
     )
 
 
-def main() -> None:
-    """Segment and end with one line where the command line does not fit."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Segment, and end with one line where something does not fit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('model', help='ONNX file')
+    parser.add_argument('images', nargs='+', help='images, or folders of images')
+    parser.add_argument('--out', type=Path, required=True, help='folder to write to')
+    parser.add_argument('--outputs', nargs='+', metavar='NAME', help='which outputs; default: all')
+    parser.add_argument(
+        '--labels', action='store_true', help='also write the label maps, as OUT/OUTPUT/NAME.png'
+    )
+    parser.add_argument(
+        '--opacity', type=float, default=0.5, help='of the classes, 0 to 1; default: 0.5'
+    )
+    parser.add_argument('--force', action='store_true', help='overwrite files that exist')
+    parser.add_argument(
+        '--providers',
+        nargs='+',
+        metavar='NAME',
+        help='execution providers of onnxruntime, e.g. CUDAExecutionProvider; default: the first '
+        'that is available',
+    )
+    args = parser.parse_args(argv)
+    if not 0 <= args.opacity <= 1:
+        parser.error(f'--opacity takes 0 to 1, not {args.opacity}')
     try:
-        run(parse_args())
-    except ValueError as error:
-        sys.exit(f'error: {error}')
+        segment(**vars(args))
+    except (InputError, OSError) as error:
+        parser.exit(1, f'error: {error}\n')
 
 
 if __name__ == '__main__':
