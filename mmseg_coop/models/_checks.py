@@ -11,7 +11,7 @@ from mmseg.models.losses.cross_entropy_loss import binary_cross_entropy
 from mmseg.models.losses.lovasz_loss import lovasz_hinge
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise a ValueError unless the argument ``name`` has one of ``choices`` as its ``value``."""
     choices = tuple(choices)
     if value not in choices:

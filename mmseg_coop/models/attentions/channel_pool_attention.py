@@ -49,7 +49,7 @@ class ChannelPoolAttention(nn.Module):
         scale: The learned mu, shape ``(1,)``; it starts at 0, where the module is the identity.
 
     Raises:
-        ValueError: Bad channels or an unknown option.
+        ValueError: Bad channels or an unknown option; a map that does not have ``in_channels``.
 
     Example:
         >>> import torch
@@ -87,17 +87,7 @@ class ChannelPoolAttention(nn.Module):
         self.scale = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            x: Map, ``(N, C, H, W)``.
-
-        Returns:
-            Map in the shape and type of ``x``.
-
-        Raises:
-            ValueError: It is no map, or does not have ``in_channels`` channels.
-        """
+        """Attend over a map, ``(N, C, H, W)``; the result has its shape and its type."""
         check_map('ChannelPoolAttention', x, self.in_channels)
         with without_autocast(x.device.type):
             features = at_least_float32(x).flatten(2)

@@ -31,7 +31,7 @@ class PoolUnit(nn.Module):
         pooling: ``'avg'`` or ``'max'`` of each cell; the paper does not say. Defaults to ``'avg'``.
 
     Raises:
-        ValueError: Empty or non-positive sizes, or unknown pooling.
+        ValueError: Empty or non-positive sizes, or unknown pooling; what is no map.
 
     Example:
         >>> import torch
@@ -60,19 +60,10 @@ class PoolUnit(nn.Module):
         return sum(n * n for n in self.sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool.
+        """Pool a map, ``(N, C, H, W)``, in float32 at least.
 
-        Half-precision maps are pooled in float32.
-
-        Args:
-            x: Map, ``(N, C, H, W)``.
-
-        Returns:
-            Anchors, ``(N, C, T)`` in the type of ``x``, the grids in the order of ``sizes``, each
-            row by row.
-
-        Raises:
-            ValueError: It is no map.
+        The anchors, ``(N, C, T)`` in its type, are the grids in the order of ``sizes``, each row by
+        row.
         """
         check_map('PoolUnit', x)
         with without_autocast(x.device.type):

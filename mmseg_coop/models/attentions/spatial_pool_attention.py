@@ -53,7 +53,8 @@ class SpatialPoolAttention(nn.Module):
         scale: The learned lambda, shape ``(1,)``; it starts at 0, where the module is the identity.
 
     Raises:
-        ValueError: Bad channels or pool sizes, unequal numbers of anchors, unknown options.
+        ValueError: Bad channels or pool sizes, unequal numbers of anchors, unknown options; a map
+            that does not have ``in_channels``.
 
     Example:
         >>> import torch
@@ -111,17 +112,7 @@ class SpatialPoolAttention(nn.Module):
         self.scale = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend.
-
-        Args:
-            x: Map, ``(N, C, H, W)``.
-
-        Returns:
-            Map in the shape and type of ``x``.
-
-        Raises:
-            ValueError: It is no map, or does not have ``in_channels`` channels.
-        """
+        """Attend over a map, ``(N, C, H, W)``; the result has its shape and its type."""
         check_map('SpatialPoolAttention', x, self.in_channels)
         with without_autocast(x.device.type):
             features = at_least_float32(x)

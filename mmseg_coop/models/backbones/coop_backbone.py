@@ -23,20 +23,17 @@ class _Renormalize(nn.Module):
     shift: Tensor
 
     def __init__(
-        self,
-        mean: Sequence[float],
-        std: Sequence[float],
-        new_mean: Sequence[float],
-        new_std: Sequence[float],
+        self, old: Mapping[str, Sequence[float]], new: Mapping[str, Sequence[float]]
     ) -> None:
         super().__init__()
-        old_mean, old_std, new_mean_, new_std_ = (
-            torch.tensor(value, dtype=torch.float64).view(1, -1, 1, 1)
-            for value in (mean, std, new_mean, new_std)
+        mean, std, new_mean, new_std = (
+            torch.tensor(given[key], dtype=torch.float64).view(1, -1, 1, 1)
+            for given in (old, new)
+            for key in ('mean', 'std')
         )
         # Constants of the configuration, not of the training: they stay out of checkpoints.
-        self.register_buffer('scale', (old_std / new_std_).float(), persistent=False)
-        self.register_buffer('shift', ((old_mean - new_mean_) / new_std_).float(), persistent=False)
+        self.register_buffer('scale', (std / new_std).float(), persistent=False)
+        self.register_buffer('shift', ((mean - new_mean) / new_std).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale + self.shift
@@ -112,12 +109,7 @@ class CoopBackbone(BaseModule):
                     raise ValueError(
                         f'std={list(given["std"])} divides; give numbers greater than 0.'
                     )
-            self.renormalize[name] = _Renormalize(
-                mean=input_normalize['mean'],
-                std=input_normalize['std'],
-                new_mean=wanted['mean'],
-                new_std=wanted['std'],
-            )
+            self.renormalize[name] = _Renormalize(input_normalize, wanted)
 
     def forward(self, x: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """Extract every network's features.

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from ...errors import CheckpointError
-from .._checks import check_positive
+from .._checks import check_all_positive, check_choice, check_positive
 
 _EPS = 1e-3
 """Batch normalisation's epsilon in the released TensorFlow weights."""
@@ -228,19 +228,14 @@ class Xception(BaseModule):
             ]
         super().__init__(init_cfg)
         check_positive('in_channels', in_channels)
-        if depth not in _ENTRY_BLOCKS:
-            raise ValueError(f'depth must be one of {tuple(_ENTRY_BLOCKS)}, got {depth!r}')
-        if output_stride not in (8, 16, 32):
-            raise ValueError(f'output_stride must be 8, 16 or 32, got {output_stride!r}')
-        if len(multi_grid) != 3 or not all(isinstance(g, int) and g > 0 for g in multi_grid):
+        check_choice('depth', depth, _ENTRY_BLOCKS)
+        check_choice('output_stride', output_stride, (8, 16, 32))
+        check_choice('frozen_stages', frozen_stages, range(-1, 4))
+        check_all_positive('multi_grid', multi_grid, example='(1, 2, 4)')
+        if len(multi_grid) != len(_EXIT_PLAIN):
             raise ValueError(
-                'multi_grid must be three positive integers, one for each convolution of the '
-                f'second exit block, got {multi_grid!r}'
-            )
-        if frozen_stages not in range(-1, 4):
-            raise ValueError(
-                'frozen_stages must be -1 (none), 0 (stem), 1 (+ entry flow), 2 (+ middle flow) or '
-                f'3 (+ exit flow), got {frozen_stages!r}'
+                f'multi_grid={multi_grid!r} has to hold three numbers, one for each convolution of '
+                'the second exit block.'
             )
         self.out_indices = tuple(out_indices)
         if (
@@ -249,8 +244,8 @@ class Xception(BaseModule):
             or list(self.out_indices) != sorted(set(self.out_indices))
         ):
             raise ValueError(
-                'out_indices must be levels from 0 to 4, at least one, each once and in ascending '
-                f'order, got {out_indices!r}'
+                f'out_indices={out_indices!r} have to be levels from 0 to 4, at least one, each '
+                'once and in ascending order.'
             )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval

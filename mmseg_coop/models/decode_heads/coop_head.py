@@ -196,16 +196,7 @@ class CoopHead(BaseModule):
         batch_data_samples: SampleList,
         train_cfg: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Every network's losses (equation 1), as ``top.loss_ce``, ``bottom.loss_ce`` and so on.
-
-        Args:
-            inputs: As in :meth:`forward`.
-            batch_data_samples: Samples with ``gt_sem_seg``.
-            train_cfg: Not used; part of mmseg's interface.
-
-        Returns:
-            Losses and accuracies by name.
-        """
+        """Losses of all networks (equation 1), such as ``top.loss_ce``; arguments as in mmseg."""
         seg_logits = self.forward(inputs)
         losses: dict[str, Tensor] = {}
         for name, head in self.networks.items():
@@ -218,16 +209,7 @@ class CoopHead(BaseModule):
         batch_img_metas: list[dict[str, Any]],
         test_cfg: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Every network's logits at the size of the network's input.
-
-        Args:
-            inputs: As in :meth:`forward`.
-            batch_img_metas: Meta information of the images, with ``img_shape`` or ``pad_shape``.
-            test_cfg: Not used; part of mmseg's interface.
-
-        Returns:
-            Logits by network, ``(N, num_classes, H, W)``.
-        """
+        """Logits by network, as large as the image, ``(N, num_classes, H, W)``; as in mmseg."""
         seg_logits = self.forward(inputs)
         return {
             name: head.predict_by_feat(seg_logits[name], batch_img_metas)

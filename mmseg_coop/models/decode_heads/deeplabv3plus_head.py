@@ -131,9 +131,6 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
     def steps(self, inputs: Sequence[Tensor]) -> Steps:
         """Run DeepLabV3+, offering its maps after each layer; see the base class.
 
-        Args:
-            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
-
         Yields:
             ``(site, feature)`` at ``input`` (the head's input, Connection 1), ``aspp`` (every
             branch), ``aspp_output`` (Connection 2), ``low_level``, ``decoder`` (every convolution).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,24 +141,18 @@ class DPAHead(CooperativeDecodeHead):
         self.branch_fusion = branch_fusion
         width = channels if convolutions == 'both' else in_channels
 
-        def branch(
-            name: str, attention: SpatialPoolAttention | ChannelPoolAttention
-        ) -> AttentionBranch:
-            return AttentionBranch(
-                in_channels=in_channels,
-                channels=channels,
-                attention=attention,
-                convolutions=convolutions,
-                num_outputs=self.out_channels if name in self.loss_weights else 0,
-                conv_cfg=self.conv_cfg,
-                norm_cfg=self.norm_cfg,
-                act_cfg=self.act_cfg,
-            )
-
+        branch = partial(
+            AttentionBranch,
+            in_channels=in_channels,
+            channels=channels,
+            convolutions=convolutions,
+            conv_cfg=self.conv_cfg,
+            norm_cfg=self.norm_cfg,
+            act_cfg=self.act_cfg,
+        )
         self.spa = branch(
-            'spa',
-            SpatialPoolAttention(
-                in_channels=width,
+            attention=SpatialPoolAttention(
+                width,
                 key_sizes=key_sizes,
                 value_sizes=value_sizes,
                 qkv=qkv,
@@ -165,12 +160,13 @@ class DPAHead(CooperativeDecodeHead):
                 pooling=pooling,
                 scaled=scaled,
             ),
+            num_outputs=self.out_channels if 'spa' in self.loss_weights else 0,
         )
         self.cpa = branch(
-            'cpa',
-            ChannelPoolAttention(
-                in_channels=width, similarity=similarity, maximum=maximum, qkv=channel_qkv
+            attention=ChannelPoolAttention(
+                width, similarity=similarity, maximum=maximum, qkv=channel_qkv
             ),
+            num_outputs=self.out_channels if 'cpa' in self.loss_weights else 0,
         )
         if branch_fusion == 'concat':  # BaseDecodeHead's own classifier takes `channels` channels
             self.conv_seg = nn.Conv2d(2 * channels, self.out_channels, 1)
@@ -188,9 +184,6 @@ class DPAHead(CooperativeDecodeHead):
 
     def steps(self, inputs: Sequence[Tensor]) -> Steps:
         """Run DPANet, offering its maps after each layer; see the base class.
-
-        Args:
-            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
 
         Yields:
             ``(site, feature)`` at ``input``, then for each branch at ``attention_input``,

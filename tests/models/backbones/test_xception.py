@@ -118,17 +118,16 @@ class TestXception(ModelSuite):
     )
     sizes = ((33, 49), (64, 48))
     refusals = (
-        (dict(depth=50), r'depth must be one of \(41, 65, 71\), got 50'),
+        (dict(depth=50), r'depth=50 is unknown; choose one of \(41, 65, 71\)'),
         (dict(in_channels=0), 'in_channels=0 is not a positive integer'),
-        (dict(output_stride=4), 'output_stride must be 8, 16 or 32, got 4'),
-        (dict(out_indices=(1, 5)), r'levels from 0 to 4.*got \(1, 5\)'),
-        (dict(out_indices=(-1,)), r'levels from 0 to 4.*got \(-1,\)'),
-        (dict(out_indices=(4, 1)), r'ascending order, got \(4, 1\)'),
-        (dict(out_indices=(1, 1)), r'each once.*got \(1, 1\)'),
-        (dict(out_indices=()), r'at least one.*got \(\)'),
-        (dict(multi_grid=(1, 2)), r'three positive integers.*got \(1, 2\)'),
-        (dict(multi_grid=(1, 2, 0)), r'three positive integers.*got \(1, 2, 0\)'),
-        (dict(frozen_stages=4), 'frozen_stages must be -1 .* got 4'),
+        (dict(output_stride=4), r'output_stride=4 is unknown; choose one of \(8, 16, 32\)'),
+        (dict(frozen_stages=4), r'frozen_stages=4 is unknown; choose one of \(-1, 0, 1, 2, 3\)'),
+        (dict(multi_grid=(1, 2)), r'multi_grid=\(1, 2\) has to hold three numbers'),
+        (dict(multi_grid=(1, 2, 0)), r'multi_grid=\(1, 2, 0\): number=0 is not a positive'),
+        *(
+            (dict(out_indices=indices), r'out_indices=.* have to be levels from 0 to 4, at least')
+            for indices in ((1, 5), (-1,), (4, 1), (1, 1), ())
+        ),
     )
 
     def shapes(self, model, size, batch):
