@@ -68,6 +68,7 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(stream, encoding=encoding)
         self.name, self.size, self.records = name, size, records
         self.seen: set[int] = set()
+        self.dtypes: dict[int, np.dtype] = {}  # each number of numpy uses one again
         self.repeats = 100_000  # values in what is used again: a few bytes unfold to any number
 
     def load(self) -> Any:
@@ -113,6 +114,8 @@ class _Unpickler(pickle._Unpickler):
             SOURCES[hash(value)] = self.name
         if not isinstance(value, (list, tuple, _Request)) or value == ():
             return value
+        if id(value) in self.dtypes:
+            return self.dtypes[id(value)]
         parts = value.items if isinstance(value, _Request) else value
         if id(value) in self.seen:
             self.repeats -= 1 + len(parts)
@@ -159,7 +162,7 @@ class _Unpickler(pickle._Unpickler):
             case 'numpy.dtype', [str(code), *_], None | [_, '<' | '|', None, None, None, *_] if (
                 re.fullmatch(r'[biufc]\d+', code)  # of objects, numpy would take bytes for pointers
             ):
-                return np.dtype(code)
+                return self.dtypes.setdefault(id(value), np.dtype(code))
             case 'numpy.core.multiarray.scalar', [np.dtype() as kind, bytes(data)], None:
                 return np.frombuffer(data, kind, count=1)[0]
             case 'numpy.core.multiarray._reconstruct', _, [_, tuple(), np.dtype(), _, bytes()]:

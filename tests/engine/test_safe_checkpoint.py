@@ -456,6 +456,7 @@ def test_what_is_used_again_is_whole(tmp_path):
     names, weights = ['a', ('b', {'c': 1}), ('d', 1)], torch.ones(3)
     groups = [dict(betas=(0.9, 0.999), names=names, weights=weights) for _ in range(3)]
     data = dict(groups=groups, again=groups, many=[names] * 5000, keys={('a', 1): 2})
+    data['numbers'] = [np.float32(number) for number in range(10_000)]
     torch.save(data, tmp_path / 'shared.pth')
     loaded = load_checkpoint_data(tmp_path / 'shared.pth')
     assert_same(loaded, data)
