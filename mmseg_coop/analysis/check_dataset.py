@@ -45,38 +45,33 @@ class Source(NamedTuple):
 
 
 @dataclass
-class Findings:
+class Split:
     """What the files of a split hold.
 
     Attributes:
-        split: Name of the split.
-        files: Images.
+        name: Its name.
+        sources: Its datasets.
         labels: Labels that can be read.
         pixels: Pixels of each label value, ``(256,)``, after the dataset's ``reduce_zero_label``
             and ``label_map``; those of 255 are the ignored ones.
         images: Images in which each value occurs, ``(256,)``.
     """
 
-    split: str
-    files: int = 0
+    name: str
+    sources: list[Source]
     labels: int = 0
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
 
-    def shares(self, index: int) -> tuple[float, float]:
-        """Share of the pixels and of the images that a label value has, in percent."""
-        pixels = 100 * self.pixels[index] / max(1, self.pixels.sum())
-        return float(pixels), float(100 * self.images[index] / max(1, self.labels))
+    @property
+    def files(self) -> list[str]:
+        """Its images."""
+        return [info['img_path'] for source in self.sources for info in source.infos]
 
-    def report(self, classes: int) -> dict[str, Any]:
-        """What is written as JSON."""
-        return dict(
-            images=self.files,
-            labels=self.labels,
-            class_pixels=self.pixels[:classes].tolist(),
-            class_images=self.images[:classes].tolist(),
-            ignored_pixels=int(self.pixels[255]),
-        )
+    def shares(self, classes: int) -> np.ndarray:
+        """Percent of the pixels and of the images of each class and, last, of the ignored label."""
+        shares = [self.pixels / max(1, self.pixels.sum()), self.images / max(1, self.labels)]
+        return 100 * np.stack(shares)[:, [*range(classes), 255]]
 
 
 def check_dataset(
@@ -119,43 +114,47 @@ def check_dataset(
     # Links that stand for single files and lead nowhere go into the table with the others.
     check_data(cfg, splits=tuple(chosen), data_faults='skip')
     claim(path, Path(json) if json else None, force=force)
-    sources = {split: list(open_sources(cfg, split)) for split in chosen}
-    first = sources[chosen[0]][0].dataset
+    found = [Split(name, list(open_sources(cfg, name))) for name in chosen]
+    first = found[0].sources[0].dataset
     classes = list(first.metainfo.get('classes') or ())
     if not classes:
         raise ConfigError(f'{type(first).__name__} names no classes; set metainfo.classes.')
 
     problems: list[Problem] = []
-    found = {split: Findings(split) for split in chosen}
-    for split in chosen:
-        for source in sources[split]:
+    for split in found:
+        for source in split.sources:
             kind, root = type(source.dataset).__name__, source.dataset.data_root
-            print(f'{split}: {kind} in {root}', file=sys.stderr)
-            problems += [
-                Problem(split, *fault) for fault in check_source(source, found[split], workers)
-            ]
-    reduced = list(check_reduced(sources, found, len(classes)))
-    if not reduced and 'train' in found:
-        problems += check_absent(found['train'], classes)
+            print(f'{split.name}: {kind} in {root}', file=sys.stderr)
+            problems += [Problem(split.name, *f) for f in check_source(source, split, workers)]
+    reduced = [Problem('all', '(config)', what) for what in check_reduced(found, len(classes))]
+    for train in (split for split in found if split.name == 'train' and not reduced):
+        absent = check_absent(train, classes)
+        problems += [Problem('train', '(config)', what) for what in absent]
     problems += reduced
-    notes = list(find_notes(sources, found, classes))
+    notes = list(find_notes(found, classes))
 
-    for split, findings in found.items():
-        print(f'{split}: {findings.files} images, {findings.labels} labels that can be read')
-    shares = [f'{split} {what} %' for split in found for what in ('pixels', 'images')]
-    rows = [['class', *shares]]
-    for index, name in [*enumerate(classes), (255, 'ignored')]:
-        rows.append([name, *(f'{s:.2f}' for f in found.values() for s in f.shares(index))])
+    rows = [['class', *(f'{s.name} {what} %' for s in found for what in ('pixels', 'images'))]]
+    shares = np.concatenate([split.shares(len(classes)) for split in found]).T
+    for name, line in zip([*classes, 'ignored'], shares, strict=True):
+        rows.append([name, *(f'{share:.2f}' for share in line)])
+    for split in found:
+        print(f'{split.name}: {len(split.files)} images, {split.labels} labels that can be read')
     print(f'\n{markdown(rows)}')
-    draw(list(found.values()), classes, path)
+    draw(found, classes, path)
     print(f'\nhistogram: {path}')
     if json:
-        report = dict(
-            classes=classes,
-            splits={split: findings.report(len(classes)) for split, findings in found.items()},
-            problems=[problem._asdict() for problem in problems],
-            notes=notes,
-        )
+        counts = {
+            split.name: dict(
+                images=len(split.files),
+                labels=split.labels,
+                class_pixels=split.pixels[: len(classes)].tolist(),
+                class_images=split.images[: len(classes)].tolist(),
+                ignored_pixels=int(split.pixels[255]),
+            )
+            for split in found
+        }
+        entries = [problem._asdict() for problem in problems]
+        report = dict(classes=classes, splits=counts, problems=entries, notes=notes)
         Path(json).write_text(json_.dumps(report, indent=2) + '\n')
     for note in notes:
         print(f'note: {note}')
@@ -207,7 +206,7 @@ def read(info: dict[str, Any], source: Source) -> tuple[dict[str, str], np.ndarr
     return faults, np.bincount(label.ravel(), minlength=256)
 
 
-def check_source(source: Source, found: Findings, workers: int) -> Iterator[tuple[str, str]]:
+def check_source(source: Source, split: Split, workers: int) -> Iterator[tuple[str, str]]:
     """Check all files of a dataset by threads, and count their pixels: the files at fault, and why.
 
     A file is ``(config)`` where the settings are at fault.
@@ -220,7 +219,6 @@ def check_source(source: Source, found: Findings, workers: int) -> Iterator[tupl
             f'reduce_zero_label is {source.stated} in LoadSegAnnotations but '
             f'{dataset.reduce_zero_label} in the dataset; set it in the dataset only',
         )
-    found.files += len(source.infos)
     outside: dict[str, dict[int, int]] = {}
     known: set[str] = set()
     bar = ProgressBar(len(source.infos), file=sys.stderr)
@@ -237,9 +235,9 @@ def check_source(source: Source, found: Findings, workers: int) -> Iterator[tupl
                 if ignored >= classes:
                     count, counts[ignored] = counts[ignored], 0
                     counts[255] = count
-                found.labels += 1
-                found.pixels += counts
-                found.images += counts > 0
+                split.labels += 1
+                split.pixels += counts
+                split.images += counts > 0
             bar.update()
     print(file=sys.stderr)
     # No listing has dead links among its images, but a training stops at them.
@@ -249,7 +247,7 @@ def check_source(source: Source, found: Findings, workers: int) -> Iterator[tupl
     values = sorted({value for beyond in outside.values() for value in beyond})
     if values == [classes] and not dataset.reduce_zero_label:
         start = 'if 0 means unlabelled, the classes start at 1'
-        start = start if found.pixels[0] else 'the ids seem to start at 1'
+        start = start if split.pixels[0] else 'the ids seem to start at 1'
         hint = f'{start}: set reduce_zero_label=True in the dataset'
     elif values[:1] == [254] and dataset.reduce_zero_label:
         hint = 'reduce_zero_label=True takes 1 from every id: 255 means ignored, 254 is no class'
@@ -260,56 +258,41 @@ def check_source(source: Source, found: Findings, workers: int) -> Iterator[tupl
         yield file, f'holds {text}; allowed are 0 to {classes - 1}; {hint}'
 
 
-def check_reduced(
-    sources: Mapping[str, list[Source]], found: Mapping[str, Findings], classes: int
-) -> Iterator[Problem]:
+def check_reduced(found: Sequence[Split], classes: int) -> Iterator[str]:
     """Whether reduce_zero_label was set for labels that start at 0 already."""
-    reducing = {bool(s.dataset.reduce_zero_label) for split in sources.values() for s in split}
+    reducing = {bool(s.dataset.reduce_zero_label) for split in found for s in split.sources}
     if len(reducing) > 1:
-        yield Problem('all', '(config)', 'reduce_zero_label differs between the datasets')
-    pixels = sum(findings.pixels for findings in found.values())
-    assert isinstance(pixels, np.ndarray)
+        yield 'reduce_zero_label differs between the datasets'
+    pixels = np.sum([split.pixels for split in found], axis=0)
     if reducing == {True} and pixels[:classes].any() and not pixels[classes - 1] and pixels[255]:
-        share = 100 * pixels[255] / pixels.sum()
-        yield Problem(
-            'all',
-            '(config)',
-            f'with reduce_zero_label=True the last class never occurs and {share:.1f} % of the '
-            'pixels are ignored: if the ids start at 0, set reduce_zero_label=False',
+        yield (
+            'with reduce_zero_label=True the last class never occurs and '
+            f'{100 * pixels[255] / pixels.sum():.1f} % of the pixels are ignored: if the ids start '
+            'at 0, set reduce_zero_label=False'
         )
 
 
-def check_absent(train: Findings, classes: Sequence[str]) -> Iterator[Problem]:
+def check_absent(train: Split, classes: Sequence[str]) -> Iterator[str]:
     """Classes that never occur in training, where ignored pixels may be theirs."""
-    absent = [name for index, name in enumerate(classes) if not train.pixels[index]]
-    if not absent or not train.pixels[255]:
-        return
-    hint = (
-        'the masks are saved as 0 and 255: convert 255 to 1'
-        if set(np.flatnonzero(train.pixels)) == {0, 255}
-        else 'if these are its pixels, convert them to its id (reduce_zero_label=True ignores 0), '
-        'else take it out of the classes'
-    )
-    yield Problem(
-        'train',
-        '(config)',
-        f'no pixel is of {", ".join(absent)}, but {train.shares(255)[0]:.1f} % of the pixels are '
-        f'ignored; {hint}',
-    )
+    absent = [name for name, pixels in zip(classes, train.pixels, strict=False) if not pixels]
+    if absent and train.pixels[255]:
+        hint = (
+            'the masks are saved as 0 and 255: convert 255 to 1'
+            if set(np.flatnonzero(train.pixels)) == {0, 255}
+            else 'if these are its pixels, convert them to its id (reduce_zero_label=True ignores '
+            '0), else take it out of the classes'
+        )
+        share = f'{100 * train.pixels[255] / train.pixels.sum():.1f} %'
+        yield f'no pixel is of {", ".join(absent)}, but {share} of the pixels are ignored; {hint}'
 
 
-def find_notes(
-    sources: Mapping[str, list[Source]], found: Mapping[str, Findings], classes: Sequence[str]
-) -> Iterator[str]:
+def find_notes(found: Sequence[Split], classes: Sequence[str]) -> Iterator[str]:
     """What need not be wrong: shared images, images that viewers turn, classes never shown."""
-    files = {
-        split: {info['img_path'] for source in sources[split] for info in source.infos}
-        for split in sources
-    }
-    for split in ('val', 'test'):
-        common = files.get('train', set()) & files.get(split, set())
+    files = {split.name: set(split.files) for split in found}
+    for name in ('val', 'test'):
+        common = files.get('train', set()) & files.get(name, set())
         if common:
-            yield f'{len(common)} images of {split} are in train as well, e.g. {min(common)}'
+            yield f'{len(common)} images of {name} are in train as well, e.g. {min(common)}'
     every = sorted(set().union(*files.values()))
     turned = [file for file in every if os.path.isfile(file) and exif_orientation(file) != 1]
     if turned:
@@ -317,25 +300,20 @@ def find_notes(
             f'{len(turned)} images have an EXIF orientation, e.g. {printable(turned[0])}: they '
             'are loaded as stored, so their labels have to lie as the stored pixels do'
         )
-    for split, findings in found.items():
-        absent = [name for index, name in enumerate(classes) if not findings.images[index]]
-        if findings.labels and absent:
-            yield f'{split} never shows {", ".join(absent)}'
+    for split in found:
+        absent = [name for name, shown in zip(classes, split.images, strict=False) if not shown]
+        if split.labels and absent:
+            yield f'{split.name} never shows {", ".join(absent)}'
 
 
-def draw(found: Sequence[Findings], classes: Sequence[str], path: Path) -> None:
+def draw(found: Sequence[Split], classes: Sequence[str], path: Path) -> None:
     """Draw the histogram."""
     names = [*classes, 'ignored']
     figure, axes = plt.subplots(
         1, 2, figsize=(10, 1.2 + 0.32 * len(names)), sharey=True, layout='constrained'
     )
     for which, (axis, title) in enumerate(zip(axes, ('pixels', 'images'), strict=True)):
-        bars = {
-            f'{findings.split} ({findings.files} images)': [
-                findings.shares(index)[which] for index in (*range(len(classes)), 255)
-            ]
-            for findings in found
-        }
+        bars = {f'{s.name} ({len(s.files)} images)': s.shares(len(classes))[which] for s in found}
         grouped_bars(axis, bars, names, horizontal=True)
         axis.set(xlim=(0, 100), xlabel=f'% of the {title}')
         axis.grid(axis='x', alpha=0.3)

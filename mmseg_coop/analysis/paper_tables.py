@@ -398,10 +398,10 @@ def draw(tables: Sequence[Table], path: Path) -> None:
                 axis.text(printed, y - 0.2, f' {printed_text(row)}', va='center', fontsize=8)
                 drawn.append(printed)
             if values:
-                mean, deviation = statistics.mean(values), spread(values) or 0
+                mean, deviation = statistics.mean(values), spread(values)
                 axis.barh(y + 0.2, mean, 0.38, xerr=deviation, color=COLORS['measured'], capsize=3)
-                text = f' {measured_text(row)}'
-                axis.text(mean + deviation, y + 0.2, text, va='center', fontsize=8)
+                end, text = mean + (deviation or 0), f' {measured_text(row)}'
+                axis.text(end, y + 0.2, text, va='center', fontsize=8)
                 drawn.append(mean)
             elif row.config is not None:
                 edge = axis.get_yaxis_transform()

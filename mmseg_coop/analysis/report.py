@@ -63,6 +63,7 @@ def grouped_bars(
         places = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * width
         (axis.barh if horizontal else axis.bar)(places, values, width, label=label)
     (axis.set_yticks if horizontal else axis.set_xticks)(range(len(names)), names)
+    (axis.set_ylim if horizontal else axis.set_xlim)(-0.6, len(names) - 0.4)  # also without values
 
 
 def save(figure: Any, path: Path) -> None:

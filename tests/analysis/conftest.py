@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,15 +101,3 @@ def evaluated(tmp_path_factory):
             found.samples += [sample.to_dict()] if kind == 'pair' else []
     found.meta = dataset.metainfo
     return found
-
-
-@pytest.fixture(scope='session')
-def ends_with():
-    """Checks that a tool ended with a code and, as its last line, a message (a pattern)."""
-
-    def check(done, code, message):
-        assert done.returncode == code, done.stderr
-        assert 'Traceback' not in done.stderr
-        assert re.search(message, done.stderr.splitlines()[-1]), done.stderr
-
-    return check

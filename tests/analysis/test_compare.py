@@ -126,38 +126,6 @@ def test_wide_panels_are_shrunk():
     assert compare.shrink(panel, 200).shape == (50, 200, 3)
 
 
-@pytest.mark.parametrize(
-    ('words', 'code', 'message'),
-    [
-        ('PAIR --frames scene_00', 1, "no frame 'scene_00'; .* Did you mean scene_0"),
-        ('PAIR top,left --frames a', 1, "no output 'left'; it has top, bottom, ensemble"),
-        ('PAIR --between top 3:top --frames a', 1, "a number from 1 to 1, not '3:top'"),
-        ('PAIR --between top left --frames a', 1, "no output 'left'"),
-        ('PLAIN --most-different 1', 1, 'needs two networks; add another --model'),
-        ('MIXED --frames a', 1, 'checkpoint .*fcn_mnv2_mini.pth.* does not fit the config'),
-        ('GONE --frames a', 1, "checkpoint 'gone.pth' does not exist"),
-        ('PAIR --frames a --out FULL', 1, 'FULL.* holds files; add --force'),
-        ('a.py --frames a', 2, "takes CONFIG CHECKPOINT .*, not 'a.py'"),
-        ('a b --most-different 0', 2, '--most-different: has to be at least 1, not 0'),
-        ('a b', 2, 'one of the arguments --frames --most-different is required'),
-    ],
-)
-def test_wrong_input_ends_in_one_line(words, code, message, evaluated, tool, tmp_path, ends_with):
-    (tmp_path / 'FULL').mkdir()
-    (tmp_path / 'FULL/old.png').write_text('old')
-    models = dict(
-        PAIR=evaluated.pair,
-        PLAIN=evaluated.plain,
-        MIXED=(evaluated.pair[0], evaluated.plain[1]),
-        GONE=(evaluated.pair[0], 'gone.pth'),
-    )
-    words = [part for word in words.split() for part in models.get(word, [word])]
-    words = ['--out', 'out', '--model', *words]
-    ends_with(tool(TOOL, *words, cwd=tmp_path), code, message)
-    assert [file.name for file in tmp_path.rglob('*.png')] == ['old.png']
-    assert not (tmp_path / 'out').exists()
-
-
 def test_other_classes_and_sizes_are_refused(evaluated):
     one, two = (compare.Subject(*map(str, words)) for words in (evaluated.pair, evaluated.plain))
     name = min(one.frames)

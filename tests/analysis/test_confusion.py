@@ -72,30 +72,6 @@ def test_shares_sum_to_a_hundred(by, axis):
     assert shares[0, 0] == pytest.approx(75 if by == 'label' else 60)
 
 
-@pytest.mark.parametrize(
-    ('words', 'code', 'message'),
-    [
-        (['{pair}', '{checkpoint}'], 1, 'top.csv.* exists; add --force to replace it'),
-        (['{pair}', '{checkpoint}', '--max-images', '0'], 2, 'has to be at least 1, not 0'),
-        (['{plain}', '{checkpoint}'], 1, 'does not fit the config'),
-        (['{pair}', 'gone.pth'], 1, "^error: checkpoint 'gone.pth' does not exist"),
-        (['{pair}', '{checkpoint}', '--split', 'val'], 1, '^error: data root'),
-        (['{pair}', '{checkpoint}', '--device', 'gpu'], 1, "--device 'gpu' cannot be used here"),
-        (
-            ['{pair}', '{checkpoint}', '--cfg-options', 'test_evaluator.type=CityscapesMetric'],
-            1,
-            r"test_evaluator is \['CityscapesMetric'\]",
-        ),
-    ],
-)
-def test_wrong_input_ends_in_one_line(evaluated, tool, tmp_path, words, code, message, ends_with):
-    (tmp_path / 'top.csv').write_text('mine')
-    (pair, checkpoint), plain = evaluated.pair, evaluated.plain[0]
-    words = [word.format(pair=pair, checkpoint=checkpoint, plain=plain) for word in words]
-    ends_with(tool(TOOL, words[0], *words[1:2], '--out', tmp_path, *words[2:]), code, message)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
-
-
 def test_as_a_function_it_raises_and_returns_the_counts(evaluated, tmp_path):
     (tmp_path / 'prediction.csv').write_text('mine')
     words = dict(max_images=1, out=str(tmp_path), device='cpu')

@@ -128,9 +128,3 @@ def test_likeness_of_maps_of_two_sizes():
     cka = LinearCKA(positions=16)
     cka.update(small, torch.ones(2, 3, 4, 4))
     assert np.isnan(cka.value())
-
-
-def test_a_model_without_cooperation_is_refused(evaluated, tool, tmp_path, ends_with):
-    done = tool(TOOL, *evaluated.plain, '--out', tmp_path / 'out')
-    ends_with(done, 1, '^error: .* has no networks that could cooperate')
-    assert not (tmp_path / 'out').exists()

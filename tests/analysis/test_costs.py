@@ -79,16 +79,11 @@ def test_layers_and_products_are_counted_as_their_formulas_say_where_they_are():
     assert counts['total']['params'] == pytest.approx((3 * 9 * 8 + 8 + 8 * 8 + 8) / 1e6)
 
 
-def test_size_without_crop_size_is_that_of_the_data_preprocessor(mini, tool, tmp_path, ends_with):
-    config = tmp_path / 'config.py'
-    config.write_text(
-        f'_base_ = {str(mini)!r}\ncrop_size = None\n'
-        'model = dict(data_preprocessor=dict(size=(48, 64)))\n'
-    )
-    assert 'config, 1 x 3 x 48 x 64' in tool(FLOPS, config).stdout.splitlines()
-    config.write_text(config.read_text().replace('(48, 64)', 'None'))
-    message = 'it has neither crop_size nor model.data_preprocessor.size'
-    ends_with(tool(FLOPS, config), 1, message)
+def test_size_without_crop_size_is_that_of_the_data_preprocessor(mini, tool, tmp_path):
+    preprocessor = 'model = dict(data_preprocessor=dict(size=(48, 64)))\n'
+    (tmp_path / 'config.py').write_text(f'_base_ = {str(mini)!r}\ncrop_size = None\n{preprocessor}')
+    done = tool(FLOPS, tmp_path / 'config.py')
+    assert 'config, 1 x 3 x 48 x 64' in done.stdout.splitlines()
 
 
 def test_benchmark_compares_models_side_by_side(mini, tool, rows):
@@ -167,30 +162,3 @@ def test_peak_is_that_of_the_tensors_and_what_does_not_fit_is_said(tool, rows):
     # the maps that live at a time, 1 MiB each: the sum beside both of its terms; the sum alone
     assert float(found['CAM'][4]) == pytest.approx(3, abs=0.1)
     assert float(found['CPA'][4]) == pytest.approx(1, abs=0.1)
-
-
-@pytest.mark.parametrize(
-    ('words', 'code', 'message'),
-    [
-        (f'{FLOPS} MINI --size 0x65', 2, "takes HEIGHTxWIDTH such as 513x513, not '0x65'"),
-        (f'{FLOPS} MINI --json there.json', 1, "'there.json' exists; add --force"),
-        (f'{BENCHMARK} MINI --size 65', 2, "takes HEIGHTxWIDTH such as 513x513, not '65'"),
-        (f'{BENCHMARK} MINI --threads -1', 2, '--threads: has to be at least 1, not -1'),
-        (f'{BENCHMARK} MINI --device gpu', 1, "^error: --device 'gpu' cannot be used here: "),
-        (
-            f'{BENCHMARK} MINI --size 33x33 --batch-size 1 --repeats 1',
-            1,
-            '^error: the image pooling branch of ASPP cannot be trained with a batch of 1',
-        ),
-        (f'{BENCHMARK} gone.py', 1, "config 'gone.py' does not exist"),
-        (f'{ATTENTION} --sizes 96x96 96x0', 2, "takes HEIGHTxWIDTH .*, not '96x0'"),
-        (f'{ATTENTION} --channels 7', 2, '--channels: has to be at least 8, not 7'),
-        (f'{ATTENTION} --only SPP', 1, "--only names 'SPP'; choose among SPA, SPA-conv"),
-        (f'{ATTENTION} --device cuda:99', 1, "--device 'cuda:99' cannot be used here"),
-    ],
-)
-def test_wrong_input_ends_in_one_line(words, code, message, mini, tool, tmp_path, ends_with):
-    (tmp_path / 'there.json').write_text('mine')
-    path, *words = [str(mini) if word == 'MINI' else word for word in words.split()]
-    ends_with(tool(path, *words, cwd=tmp_path), code, message)
-    assert (tmp_path / 'there.json').read_text() == 'mine'

@@ -73,23 +73,3 @@ def test_plot_logs_takes_files_and_names(runs, tmp_path, tool, rows):
     done = tool(TOOL, log, '--names', 'mine', '--losses', cwd=tmp_path)
     assert rows(done.stdout)[1][0] == 'mine'
     assert (tmp_path / 'curves.png').is_file()
-
-
-@pytest.mark.parametrize(
-    ('words', 'code', 'message'),
-    [
-        (['gone'], 1, "'gone' does not exist"),
-        (['empty'], 1, 'has no vis_data/scalars.json'),
-        (['broken.json'], 1, 'line 1 of .* is no scalars'),
-        (['pair', 'single', '--names', 'one'], 2, '--names takes one name a run: 2, not 1'),
-        (['pair', '--out', 'old.png'], 1, 'exists; add --force'),
-        (['pair', '--smooth', '0'], 2, '--smooth: has to be at least 1, not 0'),
-        (['pair', '--out', 'curves.jpg'], 2, "--out: takes a .png file, not 'curves.jpg'"),
-    ],
-)
-def test_wrong_input_ends_in_one_line(runs, tmp_path, tool, words, code, message, ends_with):
-    (tmp_path / 'empty').mkdir()
-    (tmp_path / 'broken.json').write_text('{"loss": 1}\n')
-    (tmp_path / 'old.png').write_text('mine')
-    ends_with(tool(TOOL, *words, cwd=tmp_path), code, message)
-    assert [path.read_bytes() for path in tmp_path.glob('*.png')] == [b'mine']

@@ -310,47 +310,44 @@ GOOD = validation(OURS, dict(top=60.0, bottom=60.0, ensemble=60.0))
 
 
 @pytest.mark.parametrize(
-    ('lines', 'words', 'message'),
+    ('lines', 'message'),
     [
-        ([], '', 'holds no results: there is no iou.jsonl'),
-        ([''], '', 'line 1 of .*iou.jsonl is cut short or damaged'),
-        ([GOOD, GOOD[:200]], '', 'line 2 of .*iou.jsonl is cut short or damaged'),
-        ([GOOD.replace('null, ', '', 1)], '', "output 'top' has not one IoU a class"),
-        ([GOOD.replace('"seed": 0, ', '')], '', 'it lacks seed'),
-        ([validation(OURS, dict(top=60.0), split='test')], '', 'holds no validation'),
+        ([], 'holds no results: there is no iou.jsonl'),
+        ([''], 'line 1 of .*iou.jsonl is cut short or damaged'),
+        ([GOOD, GOOD[:200]], 'line 2 of .*iou.jsonl is cut short or damaged'),
+        ([GOOD.replace('null, ', '', 1)], "output 'top' has not one IoU a class"),
+        ([GOOD.replace('"seed": 0, ', '')], 'it lacks seed'),
+        ([validation(OURS, dict(top=60.0), split='test')], 'holds no validation'),
         (
             [validation(OURS, dict(top=60.0, ensemble=61.0), classes=CITYSCAPES)],
-            '',
             r"not those of table 1: lacking \['aeroplane', .* unknown \['building'",
         ),
-        ([validation(OURS, dict(left=60.0))], '', "table 1 needs output 'top' of cross-coop_x65"),
-        ([validation(OURS[:-3], dict(top=60.0))], '', f'no table has a row .* Did you mean {OURS}'),
+        ([validation(OURS, dict(left=60.0))], "table 1 needs output 'top' of cross-coop_x65"),
+        ([validation(OURS[:-3], dict(top=60.0))], f'no table has a row .* Did you mean {OURS}'),
         (
             [GOOD, validation(OURS, dict(top=60.0), iteration=8000, seed=7)],
-            '',
             'holds several runs: .* seed 0, then .* seed 7',
         ),
-        ([f'{GOOD[:-1]}, "images_left_out": 2}}'], '', 'at iteration 88000 left out 2 images'),
-        (None, 'gone', "work dir 'gone' does not exist"),
-        ([GOOD], 'bad', "work dir 'bad' is given twice"),
-        (None, '--csv old.csv', "'old.csv' exists; add --force"),
-        (None, '--png old.csv', "'old.csv' exists; add --force"),
-        (None, '--server dpanet=70', "--server takes CONFIG=MIOU .*, not 'dpanet=70'"),
+        ([f'{GOOD[:-1]}, "images_left_out": 2}}'], 'at iteration 88000 left out 2 images'),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(
-    lines, words, message, tmp_path, run, work_dirs
-):
+def test_bad_runs_are_named_and_nothing_is_written(lines, message, tmp_path, run, work_dirs):
     (tmp_path / 'old.csv').write_text('old')
-    names = [] if lines is None else [write(tmp_path / 'bad', *lines).name]
-    files = () if '.csv' in words else ('--csv', 'new.csv', '--png', 'new.png')
-    done = run(work_dirs[0], *names, *words.split(), *files, cwd=tmp_path)
+    write(tmp_path / 'bad', *lines)
+    files = ('--csv', 'old.csv', '--png', 'new.png', '--force')
+    done = run(work_dirs[0], 'bad', *files, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, '')
     (line,) = done.stderr.splitlines()
     assert re.search(f'^error: .*{message}', line), line
-    assert names == [] or 'bad' in line
+    assert 'bad' in line
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ['old.csv']
     assert (tmp_path / 'old.csv').read_text() == 'old'
+
+
+def test_a_run_is_given_once(run, work_dirs):
+    done = run(work_dirs[2], work_dirs[2])
+    assert (done.returncode, done.stdout) == (1, '')
+    assert "single' is given twice" in done.stderr
 
 
 def test_files_are_written_and_overwritten_on_demand(tmp_path, run):
@@ -359,6 +356,3 @@ def test_files_are_written_and_overwritten_on_demand(tmp_path, run):
         assert run('--csv', old, *words).returncode == 0
         assert old.read_text().startswith('paper,table,row')
         old.write_text('old')
-    done = run('--csv', old, '--png', old, '--force')
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith('--csv and --png name the same file')

@@ -59,9 +59,3 @@ def test_names_file_and_field_of_a_disagreement(check, name, lines, field, recei
     assert err.startswith(f'{name}: {field}: ')
     assert received in err
     assert len(err.splitlines()) == 1
-
-
-def test_rejects_a_folder_without_configs(tmp_path, tool):
-    done = tool(TOOL, tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith('holds no configs: name a folder that does')
