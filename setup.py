@@ -11,16 +11,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmseg_coop'
-MIM = (
-    'configs',
-    'demo',
-    'tools',
-    'model-index.yml',
-)  # what `mmseg_coop/.mim` holds, by its names in ROOT
+MIM = ('configs', 'demo', 'tools', 'model-index.yml')  # what `.mim` holds, by its names in ROOT
 # OneDL's mim looks for `.mim` in the first folder of an installed wheel's RECORD, which pip sorts.
-# That is `mmseg_coop-0.1.0.dist-info`, where nothing of ours may be put (PEP 770). So a folder that
-# comes before it, and that cannot be taken for a module, holds `.mim` once more.
-BEFORE_DIST_INFO = f'{PACKAGE}+mim'
+# That is `../../../bin`, with our command. So a folder that comes before it, and that cannot be
+# taken for a module, holds `.mim` once more.
+FIRST_IN_RECORD = f'+{PACKAGE}'
 
 
 class BuildPyWithMim(build_py):
@@ -33,12 +28,12 @@ class BuildPyWithMim(build_py):
             self.provide_mim(ROOT / PACKAGE / '.mim', link=True)
         else:
             # An earlier build leaves its files here: one deleted since would end up in the wheel.
-            shutil.rmtree(Path(self.build_lib, PACKAGE), ignore_errors=True)
+            shutil.rmtree(self.build_lib, ignore_errors=True)
             super().run()
-            for folder in (PACKAGE, BEFORE_DIST_INFO):
+            for folder in (PACKAGE, FIRST_IN_RECORD):
                 self.provide_mim(Path(self.build_lib, folder, '.mim'), link=False)
             # With a file in it, pip removes the folder when it uninstalls.
-            Path(self.build_lib, BEFORE_DIST_INFO, 'README.txt').write_text(
+            Path(self.build_lib, FIRST_IN_RECORD, 'README.txt').write_text(
                 f"What {PACKAGE}/.mim holds, where OneDL's mim looks for it.\n", encoding='utf-8'
             )
 

@@ -1,4 +1,4 @@
-"""The project as its users install it: without this folder, beside its dependencies."""
+"""The project as its users install it: without this folder, beside its dependencies, and by mim."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import shutil
 import subprocess
 import sys
 import venv
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from zipfile import ZipFile
 
-import cv2
-import numpy as np
 import pytest
+from mmengine.config import Config
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -26,21 +26,36 @@ from mmseg_coop._stack import ONEDL, check_stack
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
     *('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'setup.py'),
-    *('configs', 'mmseg_coop', 'requirements', 'requirements.txt', 'tools'),
+    *('configs', 'demo', 'mmseg_coop', 'mmseg_coop_cli.py', 'requirements', 'requirements.txt'),
+    'tools',
 )
+IN_MIM = ('configs', 'demo', 'model-index.yml', 'tools')
 #: Where the dependencies lie.
 PACKAGES = [path for path in sys.path if path.endswith(('site-packages', 'dist-packages'))]
-CONFIG = 'cross_coop/cross-coop_mnv2-effl0-d16_1xb6-2k_camvid-180x240.py'
-# Two iterations on two images, then one round of validation.
+NAME = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
+PAPER = 'cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513'
+CONFIG = f'cross_coop/{NAME}.py'
+# Two iterations, then one round of validation.
 SMALL = """
 _base_ = {base!r}
 small = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root={data!r}))
 train_dataloader = dict(batch_size=2, **small)
 val_dataloader = small
 train_cfg = dict(max_iters=2, val_interval=2)
-network = dict(init_cfg=None)
-model = dict(backbone=dict(networks=dict(top=network, bottom=network)))
 """
+
+
+def installed(distribution):
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+needs_mim = pytest.mark.skipif(
+    not installed('onedl-mim') and not installed('openmim'),
+    reason="needs mim: pip install onedl-mim (or openmim, with OpenMMLab's releases)",
+)
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -76,18 +91,8 @@ def make_environment(folder: Path, wheel: Path) -> Path:
     # Packages of a folder named in a .pth file are found, but the .pth files in it are not read:
     # an editable install of this checkout stays out.
     (site / 'dependencies.pth').write_text('\n'.join(PACKAGES))
-    install = (
-        sys.executable,
-        '-m',
-        'pip',
-        'install',
-        '--quiet',
-        '--no-deps',
-        '--target',
-        site,
-        wheel,
-    )
-    run(*install, cwd=folder)
+    pip = (sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps')
+    run(*pip, '--target', site, wheel, cwd=folder)
     return python
 
 
@@ -98,12 +103,13 @@ def project(tmp_path_factory):
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns('.*', '__pycache__'))
+            ignore = shutil.ignore_patterns('.*', '__pycache__', 'output')
+            shutil.copytree(source, copy / name, ignore=ignore)
         else:
             shutil.copy2(source, copy / name)
     for stale in (
         'build/lib/mmseg_coop/stale.py',
-        'build/lib/mmseg_coop+mim/.mim/tools/stale.py',
+        'build/lib/+mmseg_coop/.mim/tools/stale.py',
         'mmseg_coop/.mim/configs/stale.py',
         'tools/.mypy_cache/stale.json',
     ):
@@ -129,33 +135,16 @@ def python(wheel, tmp_path_factory):
     return make_environment(tmp_path_factory.mktemp('environment'), wheel)
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    """Two images and labels for each split, laid out as CamVid is."""
-    root = tmp_path_factory.mktemp('camvid')
-    rng = np.random.default_rng(0)
-    for split in ('train', 'val'):
-        for name in ('a', 'b'):
-            image = rng.integers(256, size=(180, 240, 3), dtype=np.uint8)
-            labels = rng.integers(11, size=(180, 240), dtype=np.uint8)
-            for path, pixels in (
-                (f'img_dir/{split}/{name}.jpg', image),
-                (f'ann_dir/{split}/{name}.png', labels),
-            ):
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(root / path), pixels)
-    return root
-
-
 def names_in(wheel: Path) -> set[str]:
     with ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if '.dist-info/' not in name}
 
 
-def test_wheel_holds_package_configs_and_tools_and_nothing_stale(project, wheel):
-    mims = ('mmseg_coop/.mim', 'mmseg_coop+mim/.mim')  # the second is for OneDL's mim
-    expected = {'mmseg_coop+mim/README.txt', *(f'{mim}/model-index.yml' for mim in mims)}
-    for folder in ('mmseg_coop', 'configs', 'tools'):
+def test_wheel_holds_package_configs_tools_and_demo_and_nothing_stale(project, wheel):
+    mims = ('mmseg_coop/.mim', '+mmseg_coop/.mim')  # the second is for OneDL's mim
+    expected = {'mmseg_coop_cli.py', '+mmseg_coop/README.txt'}
+    expected |= {f'{mim}/model-index.yml' for mim in mims}
+    for folder in ('mmseg_coop', 'configs', 'demo', 'tools'):
         for path in (project / folder).rglob('*'):
             name = path.relative_to(project).as_posix()
             if path.is_file() and not {'.mim', '.mypy_cache', '__pycache__'} & set(path.parts):
@@ -191,23 +180,36 @@ def test_source_distribution_builds_the_same_wheel(project, wheel, tmp_path):
     assert names_in(build(unpacked, 'wheel')) == names_in(wheel)
 
 
+def test_command_of_the_wheel_finds_its_tools_and_configs(python, tmp_path):
+    command = (python, '-m', 'mmseg_coop_cli')
+    assert re.search(
+        '^  image-demo  +Segment an image', run(*command, '--help', cwd=tmp_path), re.M
+    )
+    words = ('--layout', 'camvid', '--out', 'data', '--train', 1, '--val', 1, '--size', '64x64')
+    run(*command, 'make-mini-dataset', *words, cwd=tmp_path)
+    assert len(list(tmp_path.glob('data/*/test/*'))) == 2
+    assert 'max_iters=200' in run(*command, 'print-config', NAME, cwd=tmp_path)
+
+
 def mmseg_train_tool() -> Path:
     return Path(importlib.util.find_spec('mmseg').origin).parent / '.mim/tools/train.py'
 
 
-def test_mmseg_trains_our_config_through_custom_imports_alone(python, data, tmp_path):
+def test_mmseg_trains_our_config_through_custom_imports_alone(python, mini_data, tmp_path):
     show = 'import importlib.util as u; print(u.find_spec("mmseg_coop").origin)'
     package = Path(run(python, '-c', show, cwd=tmp_path).strip()).parent
     assert package.is_relative_to(python.parents[1])
     base = package / '.mim/configs' / CONFIG
-    (tmp_path / 'small.py').write_text(SMALL.format(base=str(base), data=str(data)))
+    (tmp_path / 'small.py').write_text(SMALL.format(base=str(base), data=str(mini_data())))
     log = run(python, mmseg_train_tool(), 'small.py', '--work-dir', 'out', cwd=tmp_path)
     assert (tmp_path / 'out/iter_2.pth').is_file()
     assert 'ensemble/mIoU' in log
 
 
-def test_config_that_inherits_through_our_scope(python, data, tmp_path):
-    (tmp_path / 'small.py').write_text(SMALL.format(base=f'mmseg_coop::{CONFIG}', data=str(data)))
+def test_config_that_inherits_through_our_scope(python, mini_data, tmp_path):
+    (tmp_path / 'small.py').write_text(
+        SMALL.format(base=f'mmseg_coop::{CONFIG}', data=str(mini_data()))
+    )
     resolve = (
         'import mmseg_coop; from mmengine.config import Config; '
         'Config.fromfile("small.py").dump("resolved.py")'
@@ -224,11 +226,11 @@ def test_config_that_inherits_through_our_scope(python, data, tmp_path):
     any(Path(path, 'mmseg_coop').is_dir() for path in PACKAGES),
     reason='the package is installed beside its dependencies, where it is found before a checkout',
 )
-def test_editable_install_links_configs_and_tools(project, tmp_path):
+def test_editable_install_links_configs_tools_and_demo(project, tmp_path):
     for _ in range(2):  # the second time over what the first one left
         editable = build(project, 'editable')
     mim = project / 'mmseg_coop/.mim'
-    assert sorted(path.name for path in mim.iterdir()) == ['configs', 'model-index.yml', 'tools']
+    assert sorted(path.name for path in mim.iterdir()) == [*IN_MIM]
     for path in mim.iterdir():
         assert path.samefile(project / path.name)
     python = make_environment(tmp_path / 'environment', editable)
@@ -239,7 +241,7 @@ def test_editable_install_links_configs_and_tools(project, tmp_path):
         'print(mmseg_coop.__file__, *[config.train_cfg.max_iters for config in configs])'
     )
     words = run(python, '-c', code, cwd=tmp_path).split()[-3:]
-    assert words == [str(project / 'mmseg_coop/__init__.py'), '2000', '2000']
+    assert words == [str(project / 'mmseg_coop/__init__.py'), '200', '200']
 
 
 def test_editable_install_copies_where_links_are_impossible(project):
@@ -276,3 +278,100 @@ def test_every_module_imports_without_mmcv_ops():
     printed = run(sys.executable, '-c', code, cwd=ROOT)
     modules = [path for path in (ROOT / 'mmseg_coop').rglob('*.py') if path.name != '__init__.py']
     assert int(printed.split()[-1]) >= len(modules)
+
+
+# mim: configs by name, from a folder that is not the project's
+
+
+@pytest.fixture(scope='module')
+def mim(python, tmp_path_factory):
+    """Run mim in a folder that is not the project's; return its exit code and what it printed."""
+    folder = tmp_path_factory.mktemp('foreign')
+
+    def call(*words):
+        done = subprocess.run(
+            [python, '-m', 'mim', *map(str, words)],
+            cwd=folder,
+            # mim makes a cache in the home folder.
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'HOME': str(folder), 'PAGER': 'cat'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return done.returncode, done.stdout
+
+    call.folder = folder
+    return call
+
+
+@needs_mim
+def test_search_finds_every_model_of_the_metafiles(mim):
+    code, text = mim('search', 'mmseg_coop')
+    assert code == 0, text
+    names = re.findall(r'config id: (\S+)', text)
+    metafiles = '\n'.join(path.read_text() for path in ROOT.glob('configs/*/metafile.yml'))
+    assert sorted(names) == sorted(re.findall(r'^- Name: (\S+_\S+)$', metafiles, re.MULTILINE))
+    assert PAPER in names
+
+
+@needs_mim
+def test_search_narrows_down(mim):
+    code, text = mim('search', 'mmseg-coop', '--config', PAPER)
+    assert code == 0, text
+    assert re.findall(r'config id: (\S+)', text) == [PAPER]
+    assert 'pascal voc 2012 val/top_miou' in text
+
+
+@needs_mim
+def test_download_ends_since_there_are_no_weights(mim):
+    """The metafiles name none, and mim copies a config only with its weights."""
+    code, text = mim('download', 'mmseg_coop', '--config', PAPER, '--dest', 'downloaded')
+    assert code == 1
+    assert re.search(r"Expected fields: .*but got \{'weight'\}", text, re.DOTALL)
+
+
+def test_a_config_is_saved_by_its_name(python, tmp_path):
+    """What the README gives in place of `mim download`."""
+    code = (
+        'import mmseg_coop; from mmengine.hub import get_config; '
+        f'get_config("mmseg_coop::cross_coop/{PAPER}.py").dump("saved.py")'
+    )
+    readme = (ROOT / 'README.md').read_text()
+    assert code.replace('saved.py', 'my_config.py') in readme
+    run(python, '-c', code, cwd=tmp_path)
+    saved = Config.fromfile(tmp_path / 'saved.py', import_custom_modules=False)
+    original = Config.fromfile(ROOT / f'configs/cross_coop/{PAPER}.py', import_custom_modules=False)
+    assert saved.train_cfg.max_iters == original.train_cfg.max_iters == 88000
+
+
+@needs_mim
+def test_a_wrong_name_is_said(mim):
+    code, text = mim('train', 'mmseg_coop', 'cross-coop_gone.py')
+    assert code == 1
+    assert "The path cross-coop_gone.py doesn't exist and we can not find" in text
+
+
+@pytest.mark.slow
+@needs_mim
+@pytest.mark.parametrize('launcher', ['none', 'pytorch'])
+def test_train_and_test_by_name_and_by_path(launcher, mim, mini_data, run_options):
+    out = mim.folder / launcher
+    launch = () if launcher == 'none' else ('--launcher', launcher, '--gpus', 2)
+    code, text = mim(
+        *('train', 'mmseg_coop', f'{NAME}.py', *launch, '--work-dir', out),
+        *run_options(data_root := mini_data(), 'train_cfg.max_iters=2'),
+    )
+    assert code == 0, text
+    assert f'+mmseg_coop/.mim/configs/cross_coop/{NAME}.py instead' in text or (
+        installed('openmim') and f'mmseg_coop/.mim/configs/cross_coop/{NAME}.py instead' in text
+    )
+    assert str(ROOT) not in re.search('Training command is .*', text)[0].replace(str(data_root), '')
+    assert 'Training finished successfully.' in text
+    # The work directory holds the config with its options: a path that exists.
+    code, text = mim(
+        'test', 'mmseg_coop', out / f'{NAME}.py', '--checkpoint', out / 'iter_2.pth', *launch,
+        '--work-dir', out / 'test', '--output', 'top',
+    )  # fmt: skip
+    assert code == 0, text
+    assert 'Testing finished successfully.' in text
+    assert (out / 'test/iou.jsonl').read_text().count('\n') == 1
