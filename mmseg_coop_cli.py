@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib.util
+import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_is_program = False  # as against functions that somebody calls
 #: What users call some tools; all are also called by their file's name.
 SHORT_NAMES = dict(predict='image-demo', check='check-dataset', export='export-onnx')
 
@@ -153,6 +157,22 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(*flags, **{**ARGUMENTS[name], **changes})
 
 
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Import parts of the stack; in a program of ours, without their words on what is not there.
+
+    mmseg and mmpretrain print that OneDL's server is not installed, and mmcv warns that its ops are
+    not: nothing that the user of a tool has to know.
+    """
+    if not _is_program:
+        yield
+        return
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
+        warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
+        yield
+    print(said.getvalue().replace('Could not import OneDL\n', ''), end='')
+
+
 def program(main: Callable[[], None]) -> None:
     """Run a tool as a program: what the user can put right is one line, and exit code 1.
 
@@ -162,6 +182,8 @@ def program(main: Callable[[], None]) -> None:
     Args:
         main: The tool.
     """
+    global _is_program
+    _is_program = True
     try:
         try:
             main()

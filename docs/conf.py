@@ -41,7 +41,10 @@ nitpicky = True
 # The libraries below, whose types appear in signatures, are not linked: that would need the
 # network. Whatever else cannot be linked is an error.
 nitpick_ignore_regex = [
-    (r'py:.*', r'(argparse|collections|contextlib|mmcv|mmengine|mmseg|numpy|os|pathlib|torch)\..*'),
+    (
+        r'py:.*',
+        r'(argparse|collections|contextlib|logging|mmcv|mmengine|mmseg|numpy|os|pathlib|torch)\..*',
+    ),
     (r'py:class', r'DataLoader|Runner'),  # of a constructor, whose types are taken as written
 ]
 

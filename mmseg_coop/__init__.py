@@ -6,14 +6,17 @@ work in ``_base_``, and ``mmseg::…`` and ``mmpretrain::…`` with either famil
 
 from __future__ import annotations
 
+from mmseg_coop_cli import quiet_imports
+
 from ._stack import check_stack
 from .version import __version__
 
 _stack = check_stack()  # before anything below imports the packages it is about
 
-from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
+with quiet_imports():
+    from mmengine.config.utils import MODULE2PACKAGE
 
-from . import datasets, engine, evaluation, models, registry, visualization  # noqa: E402
+    from . import datasets, engine, evaluation, models, registry, visualization
 
 MODULE2PACKAGE.update(
     {module: _stack.modules[module] for module in ('mmseg', 'mmpretrain')},

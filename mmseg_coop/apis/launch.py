@@ -20,6 +20,7 @@ from ..config.class_check import check_heads
 from ..engine.hooks.run_check_hook import RunCheckHook
 from ..errors import ConfigError
 from ..models.cooperation.paths import TOPOLOGIES, resolve_topology
+from .console import Console, ConsoleHook
 
 try:
     import fcntl
@@ -72,13 +73,14 @@ def lock_work_dir(cfg: Config) -> ExitStack:
         return lock.pop_all()
 
 
-def build_runner(cfg: Config, local_rank: int = 0) -> Runner:
+def build_runner(cfg: Config, local_rank: int = 0, console: Console | None = None) -> Runner:
     """Build the runner of a config.
 
     Args:
         cfg: Config of a run.
         local_rank: Number of this process on its machine, where the launcher does not note it in
             the environment. Defaults to 0.
+        console: What shows the run instead of the whole log. Defaults to None: the log is shown.
 
     Returns:
         The runner, of the class that ``runner_type`` names if it is set. It checks, before it
@@ -90,10 +92,15 @@ def build_runner(cfg: Config, local_rank: int = 0) -> Runner:
     os.environ.setdefault('LOCAL_RANK', str(local_rank))  # where mmengine looks for it
     _init_cpu_process_group(cfg)
     spell_out_topology(cfg.get('model', {}))
+    kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+    if kind is None:
+        raise ConfigError(f'runner_type {cfg.runner_type!r} is not registered; import its module.')
     with config_errors(cfg):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = (console.quiet(kind) if console else kind).from_cfg(cfg)
     check_heads(runner.model)
     runner.register_hook(RunCheckHook())
+    if console:
+        runner.register_hook(ConsoleHook(console))
     return runner
 
 

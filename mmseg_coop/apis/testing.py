@@ -10,6 +10,7 @@ from mmengine.config import Config
 from ..config import config_errors, forget_pretrained, load_config
 from ..datasets.faults.walk import iter_datasets
 from ..errors import ConfigError
+from .console import Console
 from .label_maps import prepare_data
 from .launch import build_runner
 from .model import require_file
@@ -33,9 +34,10 @@ def test(config: str, checkpoint: str, *, local_rank: int = 0, **options: Any) -
         OSError: A file does not exist, or cannot be read or written.
     """
     cfg = prepare_test(config, checkpoint, **options)
-    runner = build_runner(cfg, local_rank)
-    with config_errors(cfg):
-        return dict(runner.test())
+    with Console() as console:
+        runner = build_runner(cfg, local_rank, console)
+        with config_errors(cfg):
+            return dict(runner.test())
 
 
 def prepare_test(

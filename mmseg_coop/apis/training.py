@@ -11,6 +11,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..config import config_errors, load_config
 from ..errors import ConfigError
+from .console import Console
 from .data_check import check_data
 from .launch import build_runner, lock_work_dir
 from .model import require_file
@@ -33,8 +34,8 @@ def train(config: str, *, local_rank: int = 0, **options: Any) -> Runner:
         OSError: A file does not exist, or cannot be read or written.
     """
     cfg = prepare_training(config, **options)
-    with lock_work_dir(cfg):
-        runner = build_runner(cfg, local_rank)
+    with lock_work_dir(cfg), Console() as console:
+        runner = build_runner(cfg, local_rank, console)
         with config_errors(cfg):
             runner.train()
     return runner

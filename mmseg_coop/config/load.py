@@ -12,6 +12,8 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from mmseg_coop_cli import quiet_imports
+
 from ..errors import ConfigError, CoopError
 from .check import check_config
 from .ignore_index import settle_ignore_index
@@ -46,7 +48,7 @@ def load_config(
             or a number cannot be meant, or parts contradict each other.
     """
     path = find_config(path)
-    with _as_config_error(f'config {path!r} cannot be read'):
+    with _as_config_error(f'config {path!r} cannot be read'), quiet_imports():
         cfg = Config.fromfile(path)
     if cfg_options:
         with _as_config_error('--cfg-options does not fit the config'):
