@@ -10,7 +10,6 @@ import io
 import os
 import pkgutil
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -68,29 +67,21 @@ def file_named_in(block):
     return match and match[1]
 
 
-def tool(path, *arguments):
-    """Run a tool in this process, which saves the imports; return what it prints."""
-    path = ROOT / path
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(sys, 'argv', [str(path), *map(str, arguments)])
-        patch.setenv('LOCAL_RANK', '0')  # which train.py and test.py set, and would leave
-        patch.syspath_prepend(str(path.parent))
-        try:
-            runpy.run_path(str(path), run_name='__main__')
-        except SystemExit as end:
-            assert not end.code, end.code  # noqa: PT017  # a tool ends with its error
-    return printed.getvalue()
+@pytest.fixture(scope='module')
+def run(tool):
+    """Run a tool; return what it prints."""
+
+    def call(path, *words):
+        done = tool(path, *words)
+        assert done.returncode == 0, f'{path} {shlex.join(map(str, words))}\n{done.stderr}'
+        return done.stdout
+
+    return call
 
 
-@functools.cache
-def help_of(path):
-    """What ``--help`` prints; nothing where the tool cannot run for want of onnxruntime."""
-    try:
-        return tool(path, '--help')
-    except ModuleNotFoundError as error:
-        assert error.name == 'onnxruntime'  # noqa: PT017  # of onnx_inference.py
-        return ''
+@pytest.fixture(scope='module')
+def help_of(run):
+    return functools.cache(lambda path: run(path, '--help'))
 
 
 # What Sphinx makes of it
@@ -179,13 +170,13 @@ def project(tmp_path_factory, mini_data, trained):
 
 
 @pytest.fixture(scope='module')
-def exported_model(project):
+def exported_model(project, run):
     """The files that the commands for the export write."""
     for package in ('onnx', 'onnxruntime'):
         pytest.importorskip(package, reason=f'{package} is what the export needs')
     options = ['--program'] if hasattr(torch.export, 'save') else []
     checkpoint = 'work_dirs/mini/iter_200.pth'
-    tool('tools/deployment/export_onnx.py', MINI, checkpoint, '--out', 'model.onnx', *options)
+    run('tools/deployment/export_onnx.py', MINI, checkpoint, '--out', 'model.onnx', *options)
 
 
 @pytest.mark.parametrize('page', GUIDES, ids=name_of)  # the pages of the methods quote the source
@@ -266,28 +257,28 @@ default_hooks = dict(checkpoint=dict(interval=2))
     [page for page in GUIDES if page.parent.name == 'docs' and page.name != 'index.md'],
     ids=name_of,
 )
-def test_commands_run(page, project):
+def test_commands_run(page, project, run, monkeypatch):
     Path('my_configs/short.py').write_text(SHORT)
     shutil.copy('work_dirs/mini/iter_200.pth', 'work_dirs/mini/iter_100.pth')
-    environment = {
-        **os.environ,
-        'CONFIG': 'my_configs/short.py',
-        'CHECKPOINT': 'work_dirs/mini/iter_200.pth',
-        'OMP_NUM_THREADS': '1',
-        'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
-    }
-    lines = '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines()
-    for line in lines:
-        if NOT_HERE.search(line):
+    for name, value in (
+        ('CONFIG', 'my_configs/short.py'),
+        ('CHECKPOINT', 'work_dirs/mini/iter_200.pth'),
+        ('OMP_NUM_THREADS', '1'),
+        ('PATH', f'{Path(sys.executable).parent}:{os.environ["PATH"]}'),
+    ):
+        monkeypatch.setenv(name, value)
+    for line in '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines():
+        if not line or NOT_HERE.search(line):
             continue
         if 'tools/train.py my_configs' in line:
             line += ' --cfg-options train_cfg.max_iters=2 train_dataloader.batch_size=2'
-        if '--out data/' in line:
-            line = line.replace('--out data/', '--out drawn/')
-        done = subprocess.run(
-            ['bash', '-c', line], env=environment, text=True, capture_output=True, check=False
-        )
-        assert done.returncode == 0, f'{line}\n{done.stderr}'
+        line = line.replace('--out data/', '--out drawn/')
+        words = shlex.split(os.path.expandvars(line.removeprefix('PYTHONPATH=. ')))
+        if words[0] == 'python':
+            run(*words[1:])
+        else:
+            done = subprocess.run(['bash', '-c', line], text=True, capture_output=True, check=False)
+            assert done.returncode == 0, f'{line}\n{done.stderr}'
 
 
 TINY = dict(
@@ -301,32 +292,32 @@ TINY = dict(
 )
 
 
-def made_small(config, folder):
+@pytest.fixture
+def made_small(tmp_path, mini_data, untrained):
     """A config on tiny backbones, drawn images and small windows, and an untrained checkpoint."""
-    cfg = Config.fromfile(config)
-    forget_pretrained(cfg.model)
-    head = cfg.model.decode_head
-    for name in cfg.model.backbone.get('networks', ()):
-        cfg.model.backbone.networks[name] = dict(TINY, out_indices=(0, 3))
-        head.networks[name].update(in_channels=64, low_level_in_channels=8)
-    if 'networks' not in head:
-        cfg.model.update(backbone=TINY, auxiliary_head=None)
-        head.in_channels = 64
-    head.channels = 16
-    cfg.model.test_cfg.mode = 'whole'
-    dataset = cfg.test_dataloader.dataset
-    for step in dataset.pipeline:
-        step.update({key: (64, 64) for key in ('scale', 'crop_size') if key in step})
-    layout = dict(PascalVOCDataset='voc', CityscapesDataset='cityscapes')[dataset.type]
-    out = folder / layout
-    if not out.exists():
-        making = ('--out', out, '--train', '1', '--val', '2', '--size', '64x64')
-        tool('tools/dataset_converters/make_mini_dataset.py', '--layout', layout, *making)
-    dataset.data_root = str(out)
-    path = folder / Path(config).name
-    cfg.dump(path)
-    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), path.with_suffix('.pth'))
-    return [str(path), str(path.with_suffix('.pth'))]
+
+    def make(config):
+        cfg = Config.fromfile(config)
+        head = cfg.model.decode_head
+        for name in cfg.model.backbone.get('networks', ()):
+            cfg.model.backbone.networks[name] = dict(TINY, out_indices=(0, 3))
+            head.networks[name].update(in_channels=64, low_level_in_channels=8)
+        if 'networks' not in head:
+            cfg.model.update(backbone=TINY, auxiliary_head=None)
+            head.in_channels = 64
+        head.channels = 16
+        cfg.model.test_cfg.mode = 'whole'
+        dataset = cfg.test_dataloader.dataset
+        for step in dataset.pipeline:
+            step.update({key: (64, 64) for key in ('scale', 'crop_size') if key in step})
+        layout = dict(PascalVOCDataset='voc', CityscapesDataset='cityscapes')[dataset.type]
+        dataset.data_root = str(mini_data(layout, train=1, val=2))
+        file = tmp_path / Path(config).name
+        checkpoint = untrained(cfg, file.with_suffix('.pth'))
+        cfg.dump(file)
+        return [str(file), str(checkpoint)]
+
+    return make
 
 
 def figure_commands():
@@ -345,7 +336,7 @@ def test_every_figure_of_segmentations_has_a_command():
 
 
 @pytest.mark.parametrize('line', figure_commands())
-def test_figures_of_the_papers_are_drawn(line, tmp_path, monkeypatch):
+def test_figures_of_the_papers_are_drawn(line, made_small, run, tmp_path, monkeypatch):
     """As the page says, but with small models; where it lets choose one, mmseg's DANet."""
     danet = (
         Path(mmseg.__file__).parent
@@ -355,9 +346,9 @@ def test_figures_of_the_papers_are_drawn(line, tmp_path, monkeypatch):
     for index, word in enumerate(words):
         if word.endswith('.py') or word == 'OTHER_CONFIG':
             config = danet if word == 'OTHER_CONFIG' else ROOT / word
-            words[index : index + 2] = made_small(config, tmp_path)
+            words[index : index + 2] = made_small(config)
     monkeypatch.chdir(tmp_path)
-    printed = tool(script, *words)
+    printed = run(script, *words)
     (out,) = tmp_path.glob('figure*')
     assert len(list(out.glob('*.png'))) == 2  # all frames there are
     compared = ['1:r101', '2:x65'] if 'cross-coop' in line else ['1:prediction', '2:prediction']
@@ -384,16 +375,15 @@ def options_in(text):
 
 
 @by_page
-def test_options_in_commands_exist(page):
+def test_options_in_commands_exist(page, help_of):
     for path, arguments in commands(page):
         script = re.sub(r'tools/(?:dist|slurm)_(\w+)\.sh', r'tools/\1.py', path)
         for option in options_in(arguments):
-            text = help_of(script)
-            assert not text or option in options_in(text), f'{script} has no option {option}'
+            assert option in options_in(help_of(script)), f'{script} has no option {option}'
 
 
 @by_page
-def test_options_in_the_text_exist(page):
+def test_options_in_the_text_exist(page, help_of):
     spans = re.findall(r'`(--[^`\n]+)`', page.read_text())
     wanted = {option for span in spans for option in options_in(span)} - FOREIGN
     if wanted:
