@@ -62,7 +62,9 @@ class ModelSuite:
         for name in ('variant', 'size', 'refusal', 'deployed', 'compilation', 'site'):
             if name in metafunc.fixturenames:
                 values = list(getattr(self, name if name == 'deployed' else f'{name}s'))
-                metafunc.parametrize(name, values, ids=lambda value: str(value)[:40])
+                # A refusal may hold a function, whose text differs between the suite's processes.
+                ids = range(len(values)) if name == 'refusal' else values
+                metafunc.parametrize(name, values, ids=list(map(str, ids)))
 
     def build(self, variant=None, **changed):
         arguments = {**self.arguments, **(self.variants[variant] if variant else {}), **changed}
