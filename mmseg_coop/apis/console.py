@@ -51,14 +51,7 @@ class Console(logging.Handler):
         _PYTHON_WARNINGS.handlers.clear()
 
     def quiet(self, kind: type[Runner]) -> type[Runner]:
-        """Make a class of runners whose logger has this handler.
-
-        Args:
-            kind: The class.
-
-        Returns:
-            A subclass of it.
-        """
+        """Make of a class of runners one whose logger has this handler."""
         console = self
 
         class QuietRunner(kind):
@@ -74,11 +67,7 @@ class Console(logging.Handler):
         return QuietRunner
 
     def attach(self, logger: MMLogger) -> None:
-        """Take the place of the console's handler; only the main process has one that says much.
-
-        Args:
-            logger: Logger of a run.
-        """
+        """Take the place of a logger's handler for the console; other processes say errors only."""
         for index, handler in enumerate(logger.handlers if is_main_process() else ()):
             if type(handler) is logging.StreamHandler:
                 self.filters = handler.filters  # a warning is given once
@@ -124,11 +113,7 @@ class Console(logging.Handler):
 
 
 class ConsoleHook(Hook):
-    """Writes the head, the progress and the files of a run to the console.
-
-    Args:
-        console: The console.
-    """
+    """Writes the head, the progress and the files of a run to the console."""
 
     priority = 'VERY_LOW'  # what ends a run at its start comes before the head
 
@@ -142,14 +127,14 @@ class ConsoleHook(Hook):
             if isinstance(hook, LoggerHook):
                 self.interval = hook.interval
         model = getattr(runner.model, 'module', runner.model)
-        parameters = list(model.parameters())
-        count = sum(parameter.numel() for parameter in parameters)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        devices = sorted({str(parameter.device) for parameter in model.parameters()})
         self.console.facts(
             dict(
                 config=runner.cfg.filename,
                 data=_data(runner),
-                model=f'{type(model).__name__}, {count / 1e6:.2f} M parameters '
-                f'on {parameters[0].device}',
+                model=f'{type(model).__name__}, {count / 1e6:.2f} M parameters on '
+                + ', '.join(devices),
                 weights=runner._load_from,
                 work_dir=runner.work_dir,
                 seed=runner.seed,
@@ -205,7 +190,7 @@ class ConsoleHook(Hook):
                 best=', '.join(sorted(v for k, v in known.items() if k.startswith('best_ckpt'))),
                 results=results if metrics and results.is_file() else '',
                 figures=figures if figures != runner.log_dir else '',
-                label_maps=', '.join({m.output_dir for m in metrics if _writes(m)}),
+                label_maps=', '.join(filter(None, {getattr(m, 'output_dir', '') for m in metrics})),
                 log=runner.logger.log_file,
             )
         )
@@ -221,7 +206,3 @@ def _data(runner: Runner) -> str:
             counts.append(f'{len(dataset)} images to {split}')
             classes = len(getattr(dataset, 'metainfo', {}).get('classes') or ())
     return f'{", ".join(counts)}, {classes} classes'
-
-
-def _writes(metric: Any) -> bool:
-    return bool(getattr(metric, 'output_dir', None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import subprocess
@@ -159,3 +160,14 @@ def test_which_part_of_the_log_is_shown(monkeypatch, tmp_path):
         "UserWarning: Python's",
     ):
         assert log.count(text) == 1, text
+
+
+def test_tools_import_mmseg_by_way_of_the_package():
+    """So that what it says when it is imported can be left out."""
+    files = [file for folder in ('tools', 'demo') for file in (ROOT / folder).rglob('*.py')]
+    assert len(files) > 20
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                module = getattr(node, 'module', None) or node.names[0].name
+                assert module.partition('.')[0] not in ('mmseg', 'mmpretrain'), file

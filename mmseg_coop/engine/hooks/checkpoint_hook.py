@@ -18,7 +18,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import HOOKS
 from typing_extensions import override
 
-from ...errors import NumericError, printable
+from ...errors import NumericError, first_few, printable
 from ..config_text import read_config
 from ..numeric_fault import non_finite, recovery_hint
 from ..resume import accumulation, model_of, prepare_resume
@@ -145,10 +145,9 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             if name.removeprefix('module.') not in self._constants
         ]
         if faulty:
-            more = f' and {len(faulty) - 5} others' if len(faulty) > 5 else ''
             raise NumericError(
                 f'The checkpoint of iteration {checkpoint["meta"]["iter"]} is not written, since '
-                f'these are not finite: {", ".join(faulty[:5])}{more}. '
+                f'these are not finite: {first_few(faulty, 5)}. '
                 + recovery_hint(runner, self._written)
             )
         if 'optimizer' in checkpoint and isinstance(runner.optim_wrapper, OptimWrapper):

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, first_few
 from .._checks import check_all_positive, check_choice, check_positive
 
 _EPS = 1e-3
@@ -380,8 +380,7 @@ def convert_timm_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tenso
         ('unexpected', [k for k in state_dict if k not in (*timm_names, *_TIMM_CLASSIFIER)]),
     ):
         if keys:
-            rest = f' and {len(keys) - 10} more' if len(keys) > 10 else ''
-            problems.append(f'{problem} keys: {", ".join(keys[:10])}{rest}')
+            problems.append(f'{problem} keys: {first_few(keys, 10)}')
     if problems:
         raise CheckpointError(
             f"not the state dict of timm's xception{depth}: {'; '.join(problems)}"

@@ -343,7 +343,7 @@ ADAM = dict(optimizer=dict(type='Adam'))
             Masked,
             [spoil(lambda model: list(model.more.parameters()))],
             {},
-            'more.0.weight, more.0.bias, more.1.weight, more.1.bias, more.2.weight and 1 others',
+            'more.0.weight, more.0.bias, more.1.weight, more.1.bias, more.2.weight and 1 more',
         ),
     ],
 )
