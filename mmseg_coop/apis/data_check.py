@@ -14,6 +14,7 @@ from mmseg.registry import TRANSFORMS
 
 from ..config.build_errors import config_errors
 from ..config.class_check import check_classes
+from ..config.parts import walk
 from ..datasets.faults import check_loading
 from ..datasets.faults.folders import dead_links
 from ..datasets.faults.walk import build_unread, iter_datasets, name_of
@@ -47,12 +48,13 @@ def check_data(
             there is a symlink loop, or the name of an image is no text.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    check_classes(cfg)
+    with config_errors(cfg):
+        check_classes(cfg)
     for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
+        loader, path = cfg.get(f'{split}_dataloader'), f'{split}_dataloader.dataset'
         if not loader:
             continue
-        with config_errors(cfg):
+        with config_errors(cfg, path):
             for dataset in iter_datasets(loader['dataset']):
                 _check_paths(dataset, split)
                 built = build_unread(dataset)  # only the class itself knows which files it takes
@@ -65,8 +67,8 @@ def check_data(
                     )
                 images = _check_images(built, split)
                 check_loading(dataset)
-                if split != 'train':
-                    _check_label_size(dataset, images[0], f'{split}_dataloader.dataset')
+                places = (p for p, part in walk(loader['dataset'], path) if part is dataset)
+                _check_sample(cfg, built, dataset, images[0], next(places, path))
         if data_faults == 'skip' and name_of(loader['dataset']) != 'SkipFaultyDataset':
             wrapper: dict[str, Any] = dict(type='SkipFaultyDataset', test_mode=split != 'train')
             loader['dataset'] = dict(**wrapper, dataset=loader['dataset'])
@@ -76,15 +78,18 @@ def check_data(
 
 
 def _check_paths(dataset: Any, split: str) -> None:
-    root = dataset.get('data_root') or ''
+    root, prefixes = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+    paths = {**prefixes, 'ann_file': dataset.get('ann_file') or ''}
+    for key, path in {'data_root': root, **paths}.items():
+        if not isinstance(path, str):
+            raise ConfigError(f'{key} of {split}_dataloader.dataset is {path!r}; give a path.')
     if root and not _reaches(root):
         raise FileNotFoundError(
             f'data root {root!r} of the {split} split does not exist (looked in '
             f'{osp.abspath(root)!r}). Link or copy the data there, or set '
             f'--cfg-options {split}_dataloader.dataset.data_root=DIR.'
         )
-    prefixes = dataset.get('data_prefix') or {}
-    for key, path in {**prefixes, 'ann_file': dataset.get('ann_file') or ''}.items():
+    for key, path in paths.items():
         if path and not _reaches(osp.join(root, path)):
             raise FileNotFoundError(
                 f'{key} {osp.join(root, path)!r} of the {split} split does not exist; check '
@@ -134,18 +139,26 @@ def _check_images(dataset: BaseDataset, split: str) -> list[dict[str, Any]]:
     return images
 
 
-def _check_label_size(dataset: Any, info: dict[str, Any], path: str) -> None:
-    """Refuse an evaluation whose pipeline changes the label's size: it does so with an image.
+def _check_sample(cfg: Config, built: BaseDataset, dataset: Any, info: Any, path: str) -> None:
+    """Take an image through the pipeline of its dataset.
 
-    Predictions are resized to ``ori_shape``, so labels have to be of that size.
+    What fails does so now, with the path of the transform, rather than in a worker of the loader.
+    An evaluation whose pipeline changes the label's size is refused: predictions are resized to
+    ``ori_shape``, so labels have to be of that size.
     """
+    if type(built).get_data_info is not BaseDataset.get_data_info:  # may know more of the image
+        return
+    if path.startswith('test_') and 'seg_map_path' not in info:  # perhaps it is only predicted
+        return
     results: Any = {**info, 'sample_idx': 0}
     fault = ''
     for index, step in enumerate(dataset.get('pipeline', ())):
-        transform = TRANSFORMS.build(step) if isinstance(step, dict) else step
+        place = f'{path}.pipeline.{index}'
         try:
-            results = transform(results)
-        except (KeyError, ValueError):  # of the file or the settings, which the run itself says
+            with config_errors(cfg, place):
+                transform = TRANSFORMS.build(step) if isinstance(step, dict) else step
+                results = transform(results)
+        except DataError:  # of the file, which the run itself says or skips
             return
         if not isinstance(results, dict):
             break
@@ -156,10 +169,13 @@ def _check_label_size(dataset: Any, info: dict[str, Any], path: str) -> None:
             fault = ''
         elif not fault:
             fault = (
-                f'{path}.pipeline.{index} ({type(transform).__name__}) turns the label of '
-                f'{info["img_path"]} into {label.shape[0]}x{label.shape[1]}, but predictions are '
-                f'evaluated at {size[0]}x{size[1]} (height x width); load labels behind the '
-                'transforms that resize the image, and crop with EvalCenterCrop.'
+                f'{place} ({type(transform).__name__}) turns the label of {info["img_path"]} into '
+                f'{label.shape[0]}x{label.shape[1]}, but predictions are evaluated at '
+                f'{size[0]}x{size[1]} (height x width); load labels behind the transforms that '
+                'resize the image, and crop with EvalCenterCrop.'
             )
-    if fault:
+    unpacked = isinstance(results, dict) and not {'inputs', 'data_samples'} & results.keys()
+    if unpacked and path.count('.') == 1:  # a wrapper may pack what its dataset gives
+        raise ConfigError(f'{path}.pipeline packs no image; end it with PackSegInputs.')
+    if fault and not path.startswith('train_'):
         raise ConfigError(fault)

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
 from ..config.build_errors import config_errors
-from ..config.class_check import check_heads
+from ..config.class_check import check_model
 from ..engine.hooks.run_check_hook import RunCheckHook
 from ..errors import ConfigError
 from ..models.cooperation.paths import TOPOLOGIES, resolve_topology
@@ -91,13 +91,14 @@ def build_runner(cfg: Config, local_rank: int = 0, console: Console | None = Non
     """
     os.environ.setdefault('LOCAL_RANK', str(local_rank))  # where mmengine looks for it
     _init_cpu_process_group(cfg)
-    spell_out_topology(cfg.get('model', {}))
+    with config_errors(cfg, 'model'):
+        spell_out_topology(cfg.get('model', {}))
     kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
     if kind is None:
         raise ConfigError(f'runner_type {cfg.runner_type!r} is not registered; import its module.')
     with config_errors(cfg):
         runner = (console.quiet(kind) if console else kind).from_cfg(cfg)
-    check_heads(runner.model)
+    check_model(runner.model)
     runner.register_hook(RunCheckHook())
     if console:
         runner.register_hook(ConsoleHook(console))

@@ -1,174 +1,124 @@
-"""Says which part of a config could not be built, in one line instead of a traceback."""
+"""Puts the path in the config in front of what a constructor, or a part at work, refuses."""
 
 from __future__ import annotations
 
-import os.path as osp
 import re
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from mmengine.model import BaseModel
-from mmengine.registry.build_functions import build_from_cfg
-from torch import nn
+import torch
+from mmengine.evaluator import Evaluator
+from mmengine.optim import BaseOptimWrapper
+from mmengine.runner import BaseLoop, TestLoop, ValLoop
+from torch._utils import ExceptionWrapper
+from torch.distributed import DistBackendError
 
 from ..errors import ConfigError, CoopError
-from .check import find_types, unknown_type
-from .signatures import Key, constructor_keys, fits
+from .parts import SPLITS, find_types, short, walk
 
-#: What constructors raise over an argument. A full memory or a lost connection is none of it.
-_CAUSES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+#: What says all there is to say, and what no config is to blame for.
+_NOT_MEANT = (CoopError, OSError, MemoryError, torch.cuda.OutOfMemoryError, DistBackendError)
 
 
 @contextmanager
-def config_errors(cfg: Mapping[str, Any]) -> Iterator[None]:
-    """Name the part of the config where building it fails, or what does not fit the model.
+def config_errors(cfg: Mapping[str, Any], path: str = '') -> Iterator[None]:
+    """Name the part of the config at which something fails.
 
-    An error that comes neither out of a constructor nor from such a check passes unchanged.
+    It is the innermost one that is being built, or whose object is at work, where the error comes
+    from. An error that comes from none, and one of the memory, of files or of other processes,
+    passes unchanged.
 
     Args:
-        cfg: The config that is built, or that a run builds before it starts.
+        cfg: The config that is built or runs.
+        path: Dotted path of the part that is to blame if the error shows no other. Defaults to
+            ``''``, none.
 
     Yields:
         Nothing.
 
     Raises:
-        ConfigError: A part cannot be built, and the message gives its dotted path, the keys that
-            are likely at fault and what the constructor said; or a convolution of another package's
-            model was not built for the channels that it gets.
+        ConfigError: The message gives the dotted path of the part, the keys that are likely at
+            fault, and what was said.
     """
     try:
         yield
-    except CoopError:
+    except _NOT_MEANT:
         raise
-    except _CAUSES as error:
-        part = _failed_part(cfg, error)
-        text = _explain(*part, error) if part else _wrong_channels(error)
-        if not text:
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][2:]
+        from_worker = frames and frames[-1].f_code is ExceptionWrapper.reraise.__code__
+        if 'CUDA' in str(error) or from_worker:
             raise
-        raise ConfigError(text) from error
+        parts = {place: part for key, value in cfg.items() for place, part in walk(value, key)}
+        found = _find_part(parts, frames, path)
+        if not found:
+            raise
+        raise ConfigError(_explain(found, parts.get(found, {}), error)) from error
 
 
-def _failed_part(cfg: Mapping[str, Any], error: BaseException) -> tuple[str, Any] | None:
-    """Path and content of the innermost part of the config that was being built."""
-    being_built = [
-        frame.f_locals.get('cfg')
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code is build_from_cfg.__code__
-    ]
-    parts = [part for key, value in cfg.items() for part in _parts(value, key)]
-    for built in reversed(being_built):
-        if not isinstance(built, Mapping):
-            continue
-        alike = [(_likeness(part, built), path, part) for path, part in parts]
-        best = max(alike, key=lambda entry: entry[0], default=(0, '', None))
-        if best[0]:
-            return best[1], best[2]
-    return None
+def _find_part(parts: Mapping[str, Any], frames: list[FrameType], path: str) -> str:
+    """Path of the part of a config that the innermost of the frames is about."""
+    classes: dict[Any, list[str]] = {Evaluator: [f'{split}_evaluator' for split in SPLITS]}
+    for place, part in parts.items():
+        for target in find_types(part.get('type')):
+            classes.setdefault(target, []).append(place)
+    split = ''
+    for frame in frames:
+        values = frame.f_locals
+        choices = [_made_of(parts, value) for value in values.values()]
+        for name in ('self', 'hook'):  # hook: mmengine raises anew, from outside, what hooks raise
+            one = values.get(name)
+            if isinstance(one, BaseLoop):
+                split = {ValLoop: 'val_', TestLoop: 'test_'}.get(type(one), 'train_')
+            elif not isinstance(one, BaseOptimWrapper):  # both run all others
+                choices.append(classes.get(type(one), []))
+        if split and frame.f_globals.get('__name__', '').startswith('torch.utils.data.'):
+            choices.append([f'{split}dataloader'])
+        found = set()
+        for choice in choices:
+            near = [[p for p in choice if p.startswith(start)] for start in (f'{path}.', split, '')]
+            nearest = next((places for places in near if places), [])
+            found |= set(nearest) if len(nearest) == 1 else set()
+        outer = min(found, key=len, default='')
+        if outer and all(f'{place}.'.startswith(f'{outer}.') for place in found):
+            path = outer
+    return path
 
 
-def _wrong_channels(error: BaseException) -> str:
-    """What a convolution of the model says of the channels that it gets, and which one it is."""
-    found = re.search(r'to have (\d+) channels, but got (\d+) channels', str(error))
-    modules = [
-        module
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if isinstance(module := frame.f_locals.get('self'), nn.Module)
-    ]
-    model = next((module for module in modules if isinstance(module, BaseModel)), None)
-    names = {module: name for name, module in model.named_modules()} if model else {}
-    if not found or not modules or modules[-1] not in names:
-        return ''
-    return (
-        f'model.{names[modules[-1]]} was built for {found[1]} channels, but gets {found[2]}; '
-        'change in_channels (or in_index) of the part that it belongs to.'
-    )
+def _made_of(parts: Mapping[str, Mapping[Any, Any]], value: Any) -> list[str]:
+    """Paths of the parts of a config that a dictionary or a list was made of.
 
-
-def _parts(part: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    items: Any = ()
-    if isinstance(part, Mapping):
-        yield path, part
-        items = part.items()
-    elif isinstance(part, (list, tuple)):
-        items = enumerate(part)
-    for key, value in items:
-        yield from _parts(value, f'{path}.{key}')
-
-
-def _likeness(part: Mapping[str, Any], built: Mapping[str, Any]) -> int:
-    """How much of a part of the config is in what was built; 0 if it is another one.
-
-    Builders add arguments and take some away, but change none.
+    Builders add keys to what has a type, and take some away, but change none.
     """
-    if part.get('type') != built.get('type') or 'type' not in part:
-        return 0
-    shared = [key for key in part if key in built]
-    if any(part[key] is not built[key] and part[key] != built[key] for key in shared):
-        return 0
-    return len(shared)
+    _, value = next(walk(value, ''), ('', {}))
+    shared: dict[int, list[str]] = {}
+    for place, part in parts.items():
+        keys = part.keys() & value.keys()
+        if keys and ('type' in keys or len(keys) == len(part)):
+            with suppress(TypeError, ValueError, RuntimeError):  # arrays cannot be compared so
+                if {key: part[key] for key in keys} == {key: value[key] for key in keys}:
+                    shared.setdefault(len(keys), []).append(place)
+    return shared[max(shared)] if shared else []
 
 
-def _explain(path: str, part: Mapping[str, Any], error: Exception) -> str:
-    name = part['type'] if isinstance(part['type'], str) else getattr(part['type'], '__name__', '')
+def _explain(path: str, part: Mapping[Any, Any], error: Exception) -> str:
+    """One line: the keys of a part that a message names or whose values it shows, and it."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = re.sub(r'\s+', ' ', str(message)).strip()
-    targets = find_types(part['type'])
-    if not targets:
-        return str(unknown_type(path, name))
-    suspects = _suspects(part, targets[0], text)
-    keys = ', '.join(f'{path}.{key}={_short(part[key])}' for key in suspects)
+    values = {str(key): short(value) for key, value in part.items() if key != 'type'}
+    named = {key for key in values if re.search(rf'\b{re.escape(key)}\b', text, re.IGNORECASE)}
+    if not named or not isinstance(error, ValueError):  # torch names words rather than keys
+        pattern = r'(?<![\w.-]){}(?![\w.])'
+        named |= {key for key in values if re.search(pattern.format(re.escape(values[key])), text)}
+    keys = ', '.join(f'{path}.{key}={values[key]}' for key in values if key in named)
+    target = part.get('type', '')
+    name = f' ({getattr(target, "__name__", target)})' if target else ''
     if isinstance(error, ValueError):  # meant for the user
-        return f'{keys or path} ({name}): {text}'
+        return f'{keys or path}{name}: {text}'
     last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f'{osp.basename(osp.dirname(last.filename))}/{osp.basename(last.filename)}'
-    return (
-        f'{keys or path} cannot be built: {name} raised {type(error).__name__}: {text} '
-        f'({where}, line {last.lineno})'
-    )
-
-
-def _suspects(part: Mapping[str, Any], target: Any, message: str) -> list[str]:
-    """Keys that the message names, or else whose values are of another sort than the default."""
-    keys = [key for key in part if key not in ('type', '_scope_', '_delete_')]
-    named = [key for key in keys if re.search(rf'\b{re.escape(key)}\b', message, re.IGNORECASE)]
-    if named:
-        return named
-    known = constructor_keys(target).known
-    odd = [key for key in keys if _is_odd(part[key], known.get(key, Key()))]
-    shown = [key for key in odd if _short(part[key]) in message]
-    return shown or odd or [key for key in keys if not _is_positive(part[key])]
-
-
-def _is_odd(value: Any, key: Key) -> bool:
-    """Whether a value is of another sort than the default, or than the annotation says."""
-    if isinstance(value, Mapping) and None in value.values():
-        return True
-    if not fits(value, key.hint, strict=True) and not (value is None and key.default is None):
-        return True
-    if isinstance(key.default, bool):
-        return not isinstance(value, int)
-    if isinstance(key.default, (int, float, str, list, tuple, dict)):
-        return value is None or not fits(value, type(key.default), strict=False)
-    return isinstance(value, str)
-
-
-def _is_positive(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return len(value) > 0 and all(_is_positive(item) for item in value)
-    return not isinstance(value, (int, float)) or value > 0
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + '...'
+    where = '/'.join(Path(last.filename).parts[-2:])
+    return f'{keys or path}{name}: {type(error).__name__}: {text} ({where}, line {last.lineno})'

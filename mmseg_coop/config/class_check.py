@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.fileio import list_from_file
+from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import DATASETS
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets.faults.walk import iter_datasets
 from ..errors import ConfigError
-from ..models._checks import check_losses
+from ..models._checks import check_losses, check_test_cfg
 from ..models.decode_heads import CooperativeDecodeHead, CoopHead
-from .check import SPLITS, find_types
+from .parts import SPLITS, find_types
 
 
 def check_classes(cfg: Mapping[str, Any]) -> None:
@@ -45,7 +46,7 @@ def check_classes(cfg: Mapping[str, Any]) -> None:
             continue
         for dataset in iter_datasets(loader['dataset']):
             path = f'{split}_dataloader.dataset'
-            classes, name = _classes_of(dataset), f'{path} ({dataset["type"]})'
+            classes, name = _classes_of(dataset), f'{path} ({dataset.get("type")})'
             found = {}
             if classes is not None:
                 found[f'the number of classes of {name}'] = len(classes)
@@ -114,21 +115,33 @@ def means_classes_of_data(head: Any) -> bool:
     )
 
 
-def check_heads(model: nn.Module) -> None:
-    """Compare the losses of all heads with their outputs; ours have done so when they were built.
+def check_model(model: nn.Module) -> None:
+    """Check what mmseg's parts look at with the first image; ours have done so when built.
 
     Args:
         model: A model.
 
     Raises:
-        ConfigError: A loss does not fit. The message gives the path of the head.
+        ConfigError: A loss does not fit the outputs of its head, images cannot be predicted as
+            ``test_cfg`` says, or the data preprocessor divides by zero. The message gives the path.
     """
+    model = getattr(model, 'module', model)
+    if getattr(type(model), 'inference', None) is EncoderDecoder.inference:
+        try:
+            check_test_cfg(getattr(model, 'test_cfg', None) or {})
+        except ValueError as error:
+            raise ConfigError(f'model.{error}') from error
+    std = getattr(getattr(model, 'data_preprocessor', None), 'std', None)
+    if isinstance(std, Tensor) and not std.all():
+        raise ConfigError(
+            f'model.data_preprocessor.std is {std.flatten().tolist()}; it divides, so give no zero.'
+        )
     for name, head in model.named_modules():
         if isinstance(head, BaseDecodeHead) and means_classes_of_data(type(head)):
             try:
                 check_losses(head)
             except ValueError as error:
-                raise ConfigError(f'model.{name.removeprefix("module.")}: {error}') from error
+                raise ConfigError(f'model.{name}: {error}') from error
 
 
 def _classes_of(dataset: Any) -> Any:

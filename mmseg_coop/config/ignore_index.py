@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from .check import SPLITS, find_types
 from .class_check import find_heads
+from .parts import SPLITS, find_types
 from .signatures import constructor_keys
 
 _NAMES = ('ignore_index', 'ignore_label', 'seg_pad_val')

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import difflib
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses.cross_entropy_loss import binary_cross_entropy
 from mmseg.models.losses.lovasz_loss import lovasz_hinge
+
+#: What segmentors read from ``test_cfg``.
+_TEST_CFG_KEYS = ('mode', 'crop_size', 'stride', 'output', 'keep_logits')
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
@@ -36,6 +41,30 @@ def check_fraction(name: str, value: object) -> None:
     """Raise a ValueError unless the argument ``name`` has a number from 0 to 1 as its ``value``."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f'{name}={value!r} is no fraction; give a number from 0 to 1.')
+
+
+def check_test_cfg(test_cfg: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless mmseg can go over an image as ``test_cfg`` says.
+
+    mmseg itself looks at it with the first prediction.
+    """
+    for name in test_cfg:
+        similar = difflib.get_close_matches(name, _TEST_CFG_KEYS, n=1, cutoff=0.8)
+        if similar and name not in _TEST_CFG_KEYS:  # others may have keys of their own
+            raise ValueError(f'test_cfg.{name} is unknown; did you mean {similar[0]}?')
+    check_choice('test_cfg.mode', test_cfg.get('mode'), ('whole', 'slide'))
+    if test_cfg['mode'] == 'whole':
+        return
+    for name in ('crop_size', 'stride'):
+        check_all_positive(f'test_cfg.{name}', test_cfg.get(name), example='(512, 512)')
+        if len(test_cfg[name]) != 2:
+            raise ValueError(f'test_cfg.{name}={test_cfg[name]!r} is not (height, width).')
+    if any(map(operator.gt, test_cfg['stride'], test_cfg['crop_size'])):
+        raise ValueError(
+            f'test_cfg.stride={test_cfg["stride"]} is more than crop_size='
+            f'{test_cfg["crop_size"]}, which leaves pixels uncovered; give at most that, such as '
+            'two thirds.'
+        )
 
 
 def check_losses(head: BaseDecodeHead) -> None:

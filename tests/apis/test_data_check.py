@@ -217,7 +217,7 @@ PACK = dict(type='PackSegInputs')
 )
 def test_labels_resized_in_an_evaluation_are_named_at_the_start(root, pipeline, index, name):
     message = (
-        rf'val_dataloader.dataset.pipeline.{index} \({name}\) turns the label of '
+        rf'val_dataloader.dataset.*\.pipeline.{index} \({name}\) turns the label of '
         r'.*a.jpg into \dx\d, but predictions are evaluated at 4x8 .*load labels behind'
     )
     fail(root, message, split='val', pipeline=pipeline, error=ConfigError)
@@ -238,11 +238,25 @@ def test_evaluations_whose_labels_keep_their_size_pass(root, pipeline):
     check(root, split='val', pipeline=pipeline)
 
 
-def test_what_the_run_itself_says_passes(root):
-    """Images without labels, and files that cannot be used."""
-    check(root, split='val', pipeline=[LOAD, LABELS, PACK], data_prefix=dict(img_path='images'))
+def test_files_that_cannot_be_used_are_left_to_the_run(root):
     (root / 'labels/a/a.png').write_bytes(b'')
     check(root, split='val', pipeline=[LOAD, LABELS, RESIZE, PACK])
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_a_transform_that_fails_is_named_by_its_path(root, split):
+    message = rf'^{split}_dataloader.*\.pipeline\.1 \(LoadSegAnnotations\): .*seg_map_path'
+    options = dict(pipeline=[LOAD, LABELS, PACK], data_prefix=dict(img_path='images'))
+    fail(root, message, split=split, error=ConfigError, **options)
+
+
+def test_a_pipeline_that_packs_nothing_is_refused(root):
+    dataset = check(root, pipeline=[LOAD, LABELS]).dataset.datasets[0]  # a wrapper may pack
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    with pytest.raises(
+        ConfigError, match=r'^train_dataloader.dataset.pipeline packs no image; end'
+    ):
+        check_data(cfg)
 
 
 def test_a_transform_that_cannot_be_built_is_named_by_its_path(root):

@@ -10,7 +10,7 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.optim import ReduceOnPlateauParamScheduler
+from mmengine.optim import OptimWrapper, OptimWrapperDict, ReduceOnPlateauParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmseg.evaluation import IoUMetric
 from mmseg.models import SegDataPreProcessor
@@ -44,6 +44,8 @@ class RunCheckHook(Hook):
                     f'interval of {type(hook).__name__} is 0; give a number from 1 on, or leave '
                     'the hook out.'
                 )
+        if isinstance(runner.optim_wrapper, OptimWrapper):
+            _check_numbers(runner)
         for split in ('train', 'val', 'test'):
             _check_sampler(getattr(runner, f'_{split}_loop'), f'{split}_dataloader.sampler')
         if isinstance(runner._val_loop, ValLoop):
@@ -84,6 +86,22 @@ class RunCheckHook(Hook):
         """
         if metrics:  # otherwise mmengine says that there are none
             _check_save_best(runner, list(metrics))
+
+
+def _check_numbers(runner: Runner) -> None:
+    """Refuse numbers with which mmengine and torch train without a word, but not as meant."""
+    for name in ('max_epochs', 'max_iters', 'val_interval'):
+        value = getattr(runner._train_loop, name, 1)
+        if not isinstance(value, (int, float)) or value < 1:
+            raise ConfigError(f'train_cfg.{name} is {value}; give a number from 1 on.')
+    wrapper = runner.optim_wrapper
+    for group in [] if isinstance(wrapper, OptimWrapperDict) else wrapper.param_groups:
+        for name in ('lr', 'weight_decay'):
+            if group.get(name, 0) < 0:
+                raise ConfigError(
+                    f'optim_wrapper.optimizer and paramwise_cfg give parameters a {name} of '
+                    f'{group[name]}; give numbers from 0 on.'
+                )
 
 
 def _check_sizes(model: Any, batch: Any, split: str) -> None:

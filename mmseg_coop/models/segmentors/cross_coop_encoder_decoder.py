@@ -13,6 +13,7 @@ from mmseg.utils import OptSampleList, SampleList
 from torch import Tensor
 from typing_extensions import override
 
+from .._checks import check_test_cfg
 from ..cooperation.networks import ENSEMBLE
 
 
@@ -85,11 +86,13 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
                     f'{part} is set, but CrossCoopEncoderDecoder hands on one feature pyramid a '
                     f'network; use EncoderDecoder for a single network with a {part}.'
                 )
+        test_cfg = ConfigDict({'mode': 'whole', **(test_cfg or {})})
+        check_test_cfg(test_cfg)
         super().__init__(
             backbone=_with_input_normalize(backbone, data_preprocessor),
             decode_head=decode_head,
             data_preprocessor=data_preprocessor,
-            test_cfg=ConfigDict({'mode': 'whole', **(test_cfg or {})}),
+            test_cfg=test_cfg,
             **kwargs,
         )
         if not hasattr(self.decode_head, 'network_names'):
