@@ -260,8 +260,8 @@ def analyze_cooperation(
     gains['ensemble - best network'] = base['ensemble'] - best
     class_rows = [['class', *base, *gains]]
     for index, name in enumerate(subject.classes):
-        scores_ = [number(iou[index]) for iou in base.values()]
-        class_rows.append([name, *scores_, *(number(g[index], sign='+') for g in gains.values())])
+        values = [number(each[index]) for each in base.values()]
+        class_rows.append([name, *values, *(number(g[index], sign='+') for g in gains.values())])
 
     count = min(max_images or len(subject.loader.dataset), len(subject.loader.dataset))
     title = f'{Path(config).stem}\n{Path(checkpoint).name}, {count} images of {split}'

@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from ..apis.files import refuse_existing
+
 matplotlib.use('Agg')  # no display is needed
 import matplotlib.pyplot as plt  # reads the backend when it is imported
 
@@ -31,15 +33,10 @@ def claim(*paths: Path | None, force: bool) -> None:
         force: Whether they may replace others.
 
     Raises:
-        FileExistsError: One of them is there already.
+        FileExistsError: One of them is there already, see :func:`refuse_existing`.
     """
-    files = [path for path in paths if path is not None]
-    for path in files:
-        if path.is_dir() or (path.exists() and not force):
-            raise FileExistsError(
-                f'{str(path)!r} exists; add --force to replace it, or name another place.'
-            )
-    for path in files:
+    refuse_existing(*paths, force=force)
+    for path in filter(None, paths):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 

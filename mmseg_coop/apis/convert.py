@@ -15,6 +15,7 @@ from torch import Tensor
 from ..engine.hooks.checkpoint_hook import write_atomically
 from ..engine.safe_checkpoint import load_checkpoint_data
 from ..errors import CheckpointError
+from .files import refuse_existing
 from .model import require_file
 
 StateDict = Mapping[str, Tensor]
@@ -43,7 +44,7 @@ def convert_checkpoint(
     """
     destination = Path(destination)
     _check_suffix(destination, '.pth')
-    _check_free(destination, force)
+    refuse_existing(destination, force=force)
     weights, _ = read_weights(source)
     try:
         converted = convert(weights)
@@ -99,7 +100,7 @@ def publish_checkpoint(source: str | Path, destination: str | Path, *, force: bo
         data = save(weights, metadata=dict(dataset_meta=json.dumps(dataset_meta)))
     digest = hashlib.sha256(data).hexdigest()[:8]
     file = destination.with_name(f'{destination.stem}-{digest}{destination.suffix}')
-    _check_free(file, force)
+    refuse_existing(file, force=force)
     write_atomically(data, file)
     classes = dataset_meta.get('classes')
     values = sum(value.numel() for value in weights.values())
@@ -157,11 +158,6 @@ def _check_suffix(file: Path, *suffixes: str) -> None:
         raise CheckpointError(
             f'the destination has to end in {" or ".join(suffixes)}, not {str(file)!r}; rename it.'
         )
-
-
-def _check_free(file: Path, force: bool) -> None:
-    if file.exists() and not force:
-        raise FileExistsError(f'{str(file)!r} exists; name another file, or add --force.')
 
 
 def _pth(content: Mapping[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..config import image_size, load_config
 from ..errors import CoopError, InputError
 from ..version import __version__
+from .files import refuse_existing
 from .model import choose_outputs, load_model
 
 Size = tuple[int, int]
@@ -191,9 +192,7 @@ def _target_files(
     if file.suffix != '.onnx':
         raise InputError(f'--out {str(file)!r} has to end in .onnx.')
     files = [file, file.with_suffix('.pt2')] if program else [file]
-    for file in files:
-        if file.exists() and not force:
-            raise FileExistsError(f'{str(file)!r} exists; name another --out, or add --force.')
+    refuse_existing(*files, force=force)
     return files
 
 

@@ -21,6 +21,7 @@ from mmseg.structures import SegDataSample
 from ..config import load_config
 from ..errors import CoopError, DataError, InputError
 from ..visualization import CoopLocalVisualizer
+from .files import refuse_existing
 from .model import choose_device, choose_outputs, load_model
 
 Array = np.ndarray[Any, Any]
@@ -165,9 +166,7 @@ def _plan(images: list[Path], out: Path, folders: list[str], force: bool) -> lis
         if other is not image:
             raise FileExistsError(f'{other} and {image} would write the same {name}; rename one.')
     targets = [[out / folder / name for folder in folders] for name in sources]
-    for file in (file for files in targets for file in files):
-        if file.exists() and not force:
-            raise FileExistsError(f'{str(file)!r} exists; choose another --out, or add --force.')
+    refuse_existing(*(file for files in targets for file in files), force=force)
     return targets
 
 
@@ -203,8 +202,7 @@ def predict_video(
         DataError: OpenCV cannot read the video.
         CoopError: An argument does not fit the model, or OpenCV cannot write the codec.
     """
-    if out and osp.exists(out) and not force:
-        raise FileExistsError(f'{str(out)!r} exists; choose another --out, or add --force.')
+    refuse_existing(out, force=force)
     capture = _open_video(video)
     predictor = Predictor(config, checkpoint, **options)
     fps = fps or capture.get(cv2.CAP_PROP_FPS) or 25.0

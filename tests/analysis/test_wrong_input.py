@@ -23,7 +23,11 @@ OTHER = 'test_evaluator.type=CityscapesMetric'
 COMPARE = 'compare_predictions --out out --model'
 MIXED = 'PLAIN_CONFIG CHECKPOINT'
 ANALYSIS = [
-    ('confusion_matrix PAIR --out full', 1, r"'full/top.csv' exists; add --force to replace it"),
+    (
+        'confusion_matrix PAIR --out full',
+        1,
+        r"'full/top.csv' exists; name another place, or add --force",
+    ),
     ('confusion_matrix PAIR --max-images 0', 2, '--max-images: has to be at least 1, not 0'),
     (f'confusion_matrix {MIXED}', 1, 'checkpoint .* does not fit the config'),
     ('confusion_matrix CONFIG gone.pth', 1, "checkpoint 'gone.pth' does not exist"),
@@ -49,11 +53,11 @@ ANALYSIS = [
     ('plot_logs circle', 1, 'has no vis_data/scalars.json'),
     ('plot_logs broken.json', 1, 'line 1 of .* is no scalars'),
     ('plot_logs a b --names one', 2, '--names takes one name a run: 2, not 1'),
-    ('plot_logs circle --out old.png', 1, "'old.png' exists; add --force"),
+    ('plot_logs circle --out old.png', 1, "'old.png' exists; name another place"),
     ('plot_logs circle --smooth 0', 2, '--smooth: has to be at least 1, not 0'),
     ('plot_logs circle --out curves.jpg', 2, "--out: takes a .png file, not 'curves.jpg'"),
     ('get_flops CONFIG --size 0x65', 2, "takes HEIGHTxWIDTH such as 513x513, not '0x65'"),
-    ('get_flops CONFIG --json old.json', 1, "'old.json' exists; add --force"),
+    ('get_flops CONFIG --json old.json', 1, "'old.json' exists; name another place"),
     ('get_flops no_size.py', 1, 'it has neither crop_size nor model.data_preprocessor.size'),
     ('benchmark CONFIG --threads -1', 2, '--threads: has to be at least 1, not -1'),
     ('benchmark gone.py', 1, "config 'gone.py' does not exist"),
@@ -66,17 +70,17 @@ ANALYSIS = [
     ('attention_cost --channels 7', 2, '--channels: has to be at least 8, not 7'),
     ('attention_cost --only SPP', 1, "--only names 'SPP'; choose among SPA, SPA-conv"),
     ('attention_cost --device cuda:99', 1, "--device 'cuda:99' cannot be used here"),
-    ('browse_dataset CONFIG --split test --out full', 1, "scene_0.png' exists; add --force"),
+    ('browse_dataset CONFIG --split test --out full', 1, "scene_0.png' exists; name another place"),
     ('browse_dataset CONFIG --split test --start 4', 1, 'test split has 4 images, 0 to 3.$'),
     ('browse_dataset CONFIG --number 0', 2, '--number: has to be at least 1, not 0'),
-    (f'{CHECK} --json old.json', 1, "'old.json' exists; add --force"),
+    (f'{CHECK} --json old.json', 1, "'old.json' exists; name another place"),
     (f'{CHECK} --workers 0', 2, '--workers: has to be at least 1, not 0'),
     (f'{CHECK} --cfg-options model.decode_head.num_classes=12', 1, 'num_classes is 12.* is 11'),
     (f'{CHECK} --cfg-options test_dataloader.dataset.data_root=gone', 1, "data root 'gone'"),
     (f'{CHECK} --cfg-options {CIRCLE}', 1, 'leads back to a folder above it'),
     ('paper_tables gone', 1, "work dir 'gone' does not exist"),
-    ('paper_tables --csv old.png', 1, "'old.png' exists; add --force"),
-    ('paper_tables --png old.png', 1, "'old.png' exists; add --force"),
+    ('paper_tables --csv old.png', 1, "'old.png' exists; name another place"),
+    ('paper_tables --png old.png', 1, "'old.png' exists; name another place"),
     ('paper_tables --png a --csv a', 2, '--csv and --png name the same file'),
     ('paper_tables --server dpanet=70', 1, "--server takes CONFIG=MIOU .*, not 'dpanet=70'"),
 ]
@@ -86,7 +90,7 @@ MISC = [
     ('print_config CONFIG --key model.type.x', 1, "'model.type' is the value 'CrossCoopEncoderDec"),
     ('print_config CONFIG --out config.txt', 2, "--out: takes a .py .* file, not 'config.txt'"),
     ('print_config CONFIG --out a.py --key model', 2, 'leave out --key and --diff'),
-    ('print_config CONFIG --out old.json', 1, "'old.json' exists; add --force"),
+    ('print_config CONFIG --out old.json', 1, "'old.json' exists; name another place"),
     ('check_config_names circle', 2, 'holds no configs: name a folder that does'),
 ]
 

@@ -94,7 +94,7 @@ def test_pattern_and_chosen_outputs(call, work, tmp_path):
     assert files == {'b.png', 'inner/a.png', 'ensemble/b.png', 'ensemble/inner/a.png'}
     assert cv2.imread(str(tmp_path / 'b.png')).shape[1] == 2 * WIDTH + 4
     again = call('image_demo', 'images/b.png', '--out', tmp_path, code=1)
-    assert again.endswith("b.png' exists; choose another --out, or add --force.")
+    assert again.endswith("b.png' exists; name another place, or add --force.")
     assert call('image_demo', 'images/b.png', '--out', tmp_path, '--force').startswith('1 of 1')
 
 
@@ -168,7 +168,7 @@ def test_video_of_chosen_frames_and_outputs(call, work, tmp_path):
     assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(5)
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 2
     message = call('video_demo', 'in.avi', '--out', tmp_path / 'out.mp4', code=1)
-    assert 'exists; choose another --out, or add --force' in message
+    assert 'exists; name another place, or add --force' in message
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_fixed_size_and_chosen_outputs(export, load, tmp_path):
     export(out, '--size 64x80 --outputs ensemble top')
     assert session_of(out).get_inputs()[0].shape == [1, 3, 64, 80]
     check_equal(out, load(), (1, 64, 80), ['top', 'ensemble'])
-    assert 'exists; name another --out, or add --force' in export(out, code=1)
+    assert 'exists; name another place, or add --force' in export(out, code=1)
 
 
 def test_size_without_crop_size_is_that_of_the_data_preprocessor(export, work, tmp_path):

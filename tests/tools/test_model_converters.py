@@ -277,7 +277,7 @@ def test_a_destination_is_a_new_pth_file_or_replaced_by_force(tmp_path, folded, 
     destination = tmp_path / 'converted.pth'
     destination.write_text('precious')
     error = run(MOBILENET, folded[1], destination, code=1)
-    assert f"{destination}' exists; name another file, or add --force" in error
+    assert f"{destination}' exists; name another place, or add --force" in error
     assert destination.read_text() == 'precious'
     run(MOBILENET, folded[1], destination, '--force')
     assert 'conv1.conv.weight' in load(destination)
@@ -362,7 +362,7 @@ def test_publishing_twice_overwrites_nothing(checkpoint, tmp_path, run):
     run('publish_model', source, target)
     (file,) = target.parent.iterdir()
     file.write_text('mine')
-    assert 'exists; name another file, or add --force' in run(
+    assert 'exists; name another place, or add --force' in run(
         'publish_model', source, target, code=1
     )
     assert [path.read_text() for path in target.parent.iterdir()] == ['mine']
