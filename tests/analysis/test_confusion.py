@@ -75,7 +75,7 @@ def test_shares_sum_to_a_hundred(by, axis):
 def test_as_a_function_it_raises_and_returns_the_counts(evaluated, tmp_path):
     (tmp_path / 'prediction.csv').write_text('mine')
     words = dict(max_images=1, out=str(tmp_path), device='cpu')
-    with pytest.raises(FileExistsError, match='exists; add --force'):
+    with pytest.raises(FileExistsError, match='exists; name another place'):
         confusion_matrix(*map(str, evaluated.plain), **words)
     with pytest.raises(ConfigError, match='cannot be used here'):
         confusion_matrix(*map(str, evaluated.plain), **words | dict(device='gpu'))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -28,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out is not None and (args.key or args.diff):
         parser.error('--out writes the whole config; leave out --key and --diff')
 
-    # The standard output is for the config, but OneDL's packages print to it when imported.
-    with contextlib.redirect_stdout(sys.stderr):
-        from mmseg_coop.analysis.configs import print_config
+    from mmseg_coop.analysis.configs import print_config
 
     sys.exit(1 if print_config(**vars(args)) else 0)
 
