@@ -10,7 +10,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmengine.registry import init_default_scope
 from mmseg.apis import MMSegInferencer, inference_model, init_model, show_result_pyplot
 from mmseg.registry import MODELS
 
@@ -24,39 +23,23 @@ NAMES = ['bottom', 'ensemble', 'top']
 
 @pytest.fixture(scope='module')
 def work(tmp_path_factory):
-    """A checkpoint as training writes it, with random weights, and two images."""
+    """Two images."""
     folder = tmp_path_factory.mktemp('inferencers')
-    init_default_scope('mmseg')  # fixtures of a module come before those of a test
-    torch.manual_seed(1)
-    cfg = Config.fromfile(MINI)
-    model = MODELS.build(cfg.model)
-    for name, parameter in model.named_parameters():
-        if 'conv_seg' in name:
-            torch.nn.init.normal_(parameter, std=2)
-    torch.save(
-        dict(
-            state_dict=model.state_dict(),
-            meta=dict(dataset_meta=dict(CamVidDataset.METAINFO)),
-            message_hub=dict(runtime_info=dict(cfg=cfg.pretty_text)),
-        ),
-        folder / 'model.pth',
-    )
-    (folder / 'images').mkdir()
     generator = np.random.default_rng(0)
     for name in ('a.png', 'b.png'):
         image = cv2.resize(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8), (80, 60))
-        cv2.imwrite(str(folder / 'images' / name), image)
+        cv2.imwrite(str(folder / name), image)
     return folder
 
 
 @pytest.fixture
-def checkpoint(work):
-    return str(work / 'model.pth')
+def checkpoint(untrained_mini):
+    return str(untrained_mini)
 
 
 @pytest.fixture
 def image(work):
-    return str(work / 'images/a.png')
+    return str(work / 'a.png')
 
 
 @torch.no_grad()
@@ -114,46 +97,22 @@ def test_mmseg_draws_the_chosen_output(checkpoint, image, tmp_path):
     assert np.abs(drawn - (cv2.imread(image) + colors) / 2).max() <= 2
 
 
-def by_path(checkpoint):
-    return MMSegInferencer(model=str(MINI), weights=checkpoint, device='cpu')
+#: Ways to name the model to MMSegInferencer.
+WAYS = {
+    'path': lambda: dict(model=str(MINI)),
+    'path in our scope': lambda: dict(model=str(MINI), scope='mmseg_coop'),
+    'name of the config': lambda: dict(model=get_config(f'mmseg_coop::cross_coop/{NAME}.py')),
+    'checkpoint': lambda: dict(model=None),
+    'name of the model': lambda: dict(model=NAME, scope='mmseg_coop'),
+}
 
 
-def by_path_in_our_scope(checkpoint):
-    return MMSegInferencer(model=str(MINI), weights=checkpoint, device='cpu', scope='mmseg_coop')
-
-
-def by_config_name(checkpoint):
-    cfg = get_config(f'mmseg_coop::cross_coop/{NAME}.py')
-    return MMSegInferencer(model=cfg, weights=checkpoint, device='cpu')
-
-
-def by_checkpoint(checkpoint):
-    return MMSegInferencer(model=None, weights=checkpoint, device='cpu')
-
-
-def by_model_name(checkpoint):
-    return MMSegInferencer(model=NAME, weights=checkpoint, device='cpu', scope='mmseg_coop')
-
-
-@pytest.mark.parametrize(
-    'build',
-    [
-        by_path,
-        by_path_in_our_scope,
-        pytest.param(
-            by_config_name,
-            marks=pytest.mark.skipif(
-                not (ROOT / 'mmseg_coop/.mim').is_dir(),
-                reason='the checkout is not installed (pip install -e .): its configs have no name',
-            ),
-        ),
-        by_checkpoint,
-        by_model_name,
-    ],
-)
-def test_inferencer_returns_every_output(build, checkpoint, image):
+@pytest.mark.parametrize('way', WAYS)
+def test_inferencer_returns_every_output(way, checkpoint, image):
+    if way == 'name of the config' and not (ROOT / 'mmseg_coop/.mim').is_dir():
+        pytest.skip('the checkout is not installed (pip install -e .): its configs have no name')
     expected = label_maps(checkpoint, image)
-    inferencer = build(checkpoint)
+    inferencer = MMSegInferencer(**WAYS[way](), weights=checkpoint, device='cpu')
     assert tuple(inferencer.model.dataset_meta['classes']) == CamVidDataset.METAINFO['classes']
     check(inferencer(image, return_datasamples=True), expected)
     result = inferencer(cv2.imread(image), return_vis=True)
@@ -163,7 +122,8 @@ def test_inferencer_returns_every_output(build, checkpoint, image):
 
 
 def test_inferencer_writes_pictures_and_label_maps(checkpoint, image, work, tmp_path):
-    result = by_path(checkpoint)(str(work / 'images'), batch_size=2, out_dir=str(tmp_path))
+    inferencer = MMSegInferencer(**WAYS['path'](), weights=checkpoint, device='cpu')
+    result = inferencer(str(work), batch_size=2, out_dir=str(tmp_path))
     assert len(result['predictions']) == 2
     assert sorted(f.name for f in (tmp_path / 'vis').iterdir()) == ['a.png', 'b.png']
     label = cv2.imread(str(tmp_path / 'pred/00000000_pred.png'), cv2.IMREAD_UNCHANGED)

@@ -1,69 +1,51 @@
+"""tools/train.py and tools/test.py: a run from the first iteration to the label maps of a test."""
+
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import mmcv
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmseg.apis import inference_model
+from mmseg.datasets import PascalVOCDataset
+from PIL import Image
+
+from mmseg_coop.apis import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+CITYSCAPES = ROOT / 'configs/dpanet/dpanet_r101-d8_1xb8-112k_cityscapes-768x768.py'
 NAMES = ('top', 'bottom', 'ensemble')
 
 
-@pytest.fixture(scope='module')
-def data_root(tmp_path_factory):
-    out = tmp_path_factory.mktemp('camvid') / 'data'
-    subprocess.run(
-        [
-            *(sys.executable, ROOT / 'tools/dataset_converters/make_mini_dataset.py'),
-            *('--layout', 'camvid', '--out', out),
-            *('--train', '8', '--val', '3', '--size', '64x64'),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return out
+@pytest.fixture
+def run(tool, mini_data, run_options, tmp_path):
+    """Run a tool of the pair in a folder that is not the project's, on the miniature dataset."""
+
+    def call(name, *words, options=(), code=0, config=MINI):
+        words = (config, *words, *run_options(mini_data(), *options))
+        done = tool(f'tools/{name}.py', *words, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        return done.stderr.strip().splitlines()[-1] if code else done.stdout + done.stderr
+
+    return call
 
 
-def command(tool, *arguments, data_root, options=()):
-    small = [
-        *(
-            f'{split}_dataloader.dataset.data_root={data_root}'
-            for split in ('train', 'val', 'test')
-        ),
-        *(f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')),
-        *(f'{split}_dataloader.persistent_workers=False' for split in ('train', 'val', 'test')),
-        'train_dataloader.batch_size=2',
-        'train_cfg.max_iters=4',
-        'train_cfg.val_interval=2',
-        'default_hooks.checkpoint.interval=1',
-        'default_hooks.logger.interval=1',
-        'param_scheduler.0.end=4',
-        *options,
-    ]
-    return [str(ROOT / 'tools' / tool), *map(str, arguments), '--cfg-options', *small]
+@pytest.fixture
+def best(trained):
+    return next(trained[0].glob('best_mIoU_*.pth'))
 
 
-def run(*args, cwd, **kwargs):
-    """Run a tool and return what it did; it starts in another folder than the project's."""
-    return subprocess.run(
-        [sys.executable, *command(*args, **kwargs)], cwd=cwd, text=True, capture_output=True,
-        check=False,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope='module')
-def trained(data_root, tmp_path_factory):
-    work_dir = tmp_path_factory.mktemp('train')
-    done = run('train.py', CONFIG, '--work-dir', work_dir, data_root=data_root, cwd=work_dir)
-    assert done.returncode == 0, done.stderr
-    return work_dir, done.stdout + done.stderr
+def metrics_in(folder):
+    return json.loads(next(folder.glob('*/*.json')).read_text())
 
 
 def test_training_says_how_it_goes(trained):
@@ -87,7 +69,7 @@ def test_every_evaluation_is_recorded_with_all_classes(trained):
     records = [json.loads(line) for line in lines]
     assert [record['iteration'] for record in records] == [2, 4]
     for record in records:
-        assert (record['split'], record['config']) == ('val', CONFIG.stem)
+        assert (record['split'], record['config']) == ('val', MINI.stem)
         assert record['output'] == 'ensemble'
         assert list(record['outputs']) == list(NAMES)
         for output in record['outputs'].values():
@@ -96,165 +78,92 @@ def test_every_evaluation_is_recorded_with_all_classes(trained):
             assert output['mIoU'] == pytest.approx(sum(values) / len(values), abs=0.01)
 
 
-def test_resuming_from_a_given_checkpoint_goes_on_from_there(trained, data_root, tmp_path):
-    done = run(
-        'train.py', CONFIG, '--work-dir', tmp_path, '--resume', trained[0] / 'iter_3.pth',
-        '--no-validate', data_root=data_root, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r'^train +(\d)/4 ', done.stdout, re.MULTILINE) == ['4']
-    assert 'evaluation' not in done.stdout
-
-
-def test_resuming_the_latest(trained, data_root):
-    work_dir = trained[0]
-    done = run(
-        'train.py', CONFIG, '--work-dir', work_dir, '--resume', '--no-validate',
-        data_root=data_root, cwd=work_dir, options=['train_cfg.max_iters=5'],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert re.findall(r'^train +(\d)/5 ', done.stdout, re.MULTILINE) == ['5']
+def test_resuming_from_a_checkpoint_or_the_latest(trained, run, tmp_path):
+    words = ('--work-dir', tmp_path / 'given', '--resume', trained[0] / 'iter_3.pth')
+    printed = run('train', *words, '--no-validate')
+    assert re.findall(r'^train +(\d)/4 ', printed, re.MULTILINE) == ['4']
+    assert 'evaluation' not in printed
+    folder = shutil.copytree(trained[0], tmp_path / 'latest')
+    words = ('--work-dir', folder, '--resume', '--no-validate')
+    printed = run('train', *words, options=['train_cfg.max_iters=5'])
+    assert re.findall(r'^train +(\d)/5 ', printed, re.MULTILINE) == ['5']
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='mixed precision needs a GPU')
-def test_training_with_amp(data_root, tmp_path):
-    done = run(
-        'train.py',
-        CONFIG,
-        '--work-dir',
-        tmp_path,
-        '--amp',
-        '--no-validate',
-        data_root=data_root,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+def test_training_with_amp(run, tmp_path):
+    run('train', '--work-dir', tmp_path, '--amp', '--no-validate')
     config = next(tmp_path.glob('*/vis_data/config.py')).read_text()
     assert "type='AmpOptimWrapper'" in config
 
 
-def test_testing_reports_draws_and_writes_every_output(trained, data_root, tmp_path):
-    checkpoint = next(trained[0].glob('best_mIoU_*.pth'))
-    done = run(
-        'test.py', CONFIG, checkpoint, '--work-dir', tmp_path / 'work', '--output', 'all',
-        '--out', tmp_path / 'labels', '--show-dir', tmp_path / 'pictures',
-        data_root=data_root, cwd=tmp_path,
-        options=[f'{split}_dataloader.dataset.data_root=gone' for split in ('train', 'val')],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads(next((tmp_path / 'work').glob('*/*.json')).read_text())
+def test_testing_reports_draws_and_writes_every_output(best, run, mini_data, tmp_path):
+    folders = {name: tmp_path / name for name in ('work-dir', 'out', 'show-dir')}
+    words = [word for name, folder in folders.items() for word in (f'--{name}', folder)]
+    gone = [f'{split}_dataloader.dataset.data_root=gone' for split in ('train', 'val')]
+    run('test', best, '--output', 'all', *words, options=gone)
+    metrics = metrics_in(folders['work-dir'])
     assert {f'{name}/mIoU' for name in NAMES} <= set(metrics)
     assert metrics['mIoU'] == metrics['ensemble/mIoU']
-    record = json.loads((tmp_path / 'work/iou.jsonl').read_text())
+    record = json.loads((folders['work-dir'] / 'iou.jsonl').read_text())
     assert (record['split'], record['iteration']) == ('test', None)
-    frames = sorted(file.stem for file in (data_root / 'img_dir/test').iterdir())
+    frames = sorted(file.stem for file in (mini_data() / 'img_dir/test').iterdir())
     for name in NAMES:
-        written = sorted((tmp_path / 'labels' / name).iterdir())
+        written = sorted((folders['out'] / name).iterdir())
         assert [file.stem for file in written] == frames
-        label_map = mmcv.imread(str(written[0]), 'unchanged')
+        label_map = np.array(Image.open(written[0]))
         assert label_map.shape == (64, 64)
         assert label_map.max() < 11
-    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == len(frames)
+    assert len(list(folders['show-dir'].rglob('*.png'))) == len(frames)
 
 
-def test_tta_reports_every_output_and_the_chosen_one_first(trained, data_root, tmp_path):
-    checkpoint = next(trained[0].glob('best_mIoU_*.pth'))
-    done = run(
-        'test.py', CONFIG, checkpoint, '--work-dir', tmp_path, '--tta', '--output', 'top',
-        data_root=data_root, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+def test_tta_reports_every_output_and_the_chosen_one_first(best, run, tmp_path):
+    run('test', best, '--work-dir', tmp_path, '--tta', '--output', 'top')
+    metrics = metrics_in(tmp_path)
     assert {f'{name}/mIoU' for name in NAMES} <= set(metrics)
     assert metrics['mIoU'] == metrics['top/mIoU']
 
 
-def test_two_processes_on_the_cpu_train_and_test_like_one(trained, data_root, tmp_path):
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
-
-    def launch(tool, *arguments):
-        words = command(tool, *arguments, '--launcher', 'pytorch', data_root=data_root)
-        return subprocess.run(
-            [sys.executable, '-m', 'torch.distributed.run', '--standalone',
-             '--nproc_per_node=2', *words],
-            cwd=tmp_path, env=environment, text=True, capture_output=True, check=False,
-        )  # fmt: skip
-
-    done = launch('train.py', CONFIG, '--work-dir', tmp_path / 'train')
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / 'train/iter_4.pth').exists()
-
-    checkpoint = next(trained[0].glob('best_mIoU_*.pth'))
-    done = launch('test.py', CONFIG, checkpoint, '--work-dir', tmp_path / 'two')
-    assert done.returncode == 0, done.stderr
-    alone = run(
-        'test.py', CONFIG, checkpoint, '--work-dir', tmp_path / 'one', data_root=data_root,
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
-    results = {
-        name: json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
-        for name in ('one', 'two')
-    }
-    for key in ('top/mIoU', 'bottom/mIoU', 'ensemble/mIoU', 'aAcc'):
-        assert results['two'][key] == pytest.approx(results['one'][key], abs=0.011)
-
-
 @pytest.mark.parametrize(
-    ('tool', 'arguments', 'options', 'message'),
+    ('words', 'option', 'message'),
     [
-        ('train.py', ['cross-coop_r18.py'], [], "config '.*cross-coop_r18.py' does not exist"),
+        (['train', '--resume', 'gone.pth'], '', "checkpoint 'gone.pth' does not exist"),
+        (['test', 'gone.pth'], '', "checkpoint 'gone.pth' does not exist"),
         (
-            'train.py',
-            [str(CONFIG).replace('mini_1xb8', 'mini_2xb8')],
-            [],
-            f'does not exist. Did you mean {CONFIG.name}',
-        ),
-        ('train.py', [CONFIG, '--resume', 'gone.pth'], [], "checkpoint 'gone.pth' does not exist"),
-        (
-            'train.py',
-            [CONFIG],
-            ['train_dataloader.dataset.data_root=/nowhere'],
+            ['train'],
+            'train_dataloader.dataset.data_root=/nowhere',
             "data root '/nowhere' of the train split does not exist",
         ),
         (
-            'train.py',
-            [CONFIG],
-            ['val_dataloader.dataset.data_prefix.img_path=img_dir/vall'],
+            ['train'],
+            'val_dataloader.dataset.data_prefix.img_path=img_dir/vall',
             "img_path '.*img_dir/vall' of the val split does not exist",
         ),
         (
-            'train.py',
-            [CONFIG],
-            ['train_dataloader.dataset.img_suffix=.tiff'],
+            ['train'],
+            'train_dataloader.dataset.img_suffix=.tiff',
             r'no \*.tiff image in .*img_dir/train; check data_root',
         ),
         pytest.param(
-            'train.py',
-            [CONFIG, '--amp'],
-            [],
+            ['train', '--amp'],
+            '',
             '--amp needs an accelerator',
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'),
         ),
-        ('test.py', [CONFIG, 'gone.pth'], [], "checkpoint 'gone.pth' does not exist"),
     ],
 )
-def test_wrong_input_ends_in_one_line(tool, arguments, options, message, data_root, tmp_path):
-    done = run(tool, *arguments, data_root=data_root, options=options, cwd=tmp_path)
-    assert done.returncode == 1
-    assert 'Traceback' not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith('error: ')
-    assert re.search(message, last)
+def test_wrong_input_ends_in_one_line(run, words, option, message):
+    last = run(*words, options=[option] if option else [], code=1)
+    assert re.search(f'^error: .*{message}', last)
 
 
-def test_an_unknown_output_is_named(trained, data_root, tmp_path):
-    checkpoint = next(trained[0].glob('best_mIoU_*.pth'))
-    done = run('test.py', CONFIG, checkpoint, '--output', 'left', data_root=data_root, cwd=tmp_path)
-    assert done.returncode != 0
-    assert "output='left' is unknown; this model has the outputs ['top', 'bottom', 'ensemble']" in (
-        done.stderr
-    )
+def test_a_config_that_is_not_there(run):
+    message = run('train', config=str(MINI).replace('mini_1xb8', 'mini_2xb8'), code=1)
+    assert f'does not exist. Did you mean {MINI.name}' in message
+
+
+def test_an_unknown_output_is_named(best, run):
+    text = "output='left' is unknown; this model has the outputs ['top', 'bottom', 'ensemble']"
+    assert text in run('test', best, '--output', 'left', code=1)
 
 
 @pytest.mark.parametrize('script', sorted(ROOT.glob('tools/*.sh')), ids=lambda path: path.name)
@@ -265,25 +174,21 @@ def test_shell_scripts_say_how_they_are_used(script):
 
 
 @pytest.mark.parametrize(
-    ('script', 'arguments', 'expected'),
+    ('script', 'words', 'expected'),
     [
-        ('dist_train.sh', ['cfg.py', '2', '--amp'], 'train.py cfg.py --launcher pytorch --amp'),
-        ('dist_test.sh', ['cfg.py', 'a.pth', '2'], 'test.py cfg.py a.pth --launcher pytorch'),
-        ('slurm_train.sh', ['gpu', 'job', 'cfg.py'], 'train.py cfg.py --launcher slurm'),
-        (
-            'slurm_test.sh',
-            ['gpu', 'job', 'cfg.py', 'a.pth', '--tta'],
-            'test.py cfg.py a.pth --launcher slurm --tta',
-        ),
+        ('dist_train', 'cfg.py 2 --amp', 'train.py cfg.py --launcher pytorch --amp'),
+        ('dist_test', 'cfg.py a.pth 2', 'test.py cfg.py a.pth --launcher pytorch'),
+        ('slurm_train', 'gpu job cfg.py', 'train.py cfg.py --launcher slurm'),
+        ('slurm_test', 'gpu job cfg.py a.pth --tta', 'test.py cfg.py a.pth --launcher slurm --tta'),
     ],
 )
-def test_shell_scripts_start_the_tool(script, arguments, expected, tmp_path):
+def test_shell_scripts_start_the_tool(script, words, expected, tmp_path):
     for launcher in ('torchrun', 'srun'):
         stand_in = tmp_path / launcher
         stand_in.write_text('#!/bin/sh\necho "$0" "$@"\n')
         stand_in.chmod(0o755)
     done = subprocess.run(
-        ['bash', ROOT / 'tools' / script, *arguments],
+        ['bash', ROOT / f'tools/{script}.sh', *words.split()],
         env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '2'},
         text=True,
         capture_output=True,
@@ -292,3 +197,234 @@ def test_shell_scripts_start_the_tool(script, arguments, expected, tmp_path):
     assert done.stdout.strip().endswith(expected)
     processes = '--nproc_per_node=2' if 'dist' in script else '--ntasks=2'
     assert processes in done.stdout
+
+
+# Label maps: what --out writes, and what happens to images that have no labels
+
+#: Sizes (height, width) of the images.
+SIZES = dict(wide=(40, 60), tall=(66, 50))
+
+
+def write_images(folder):
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, (height, width) in SIZES.items():
+        coarse = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize((width, height)).save(folder / f'{name}.jpg')
+
+
+def predictions(config, checkpoint, folder):
+    """Label maps of every output and image, as mmseg's inferencer gives them."""
+    model = load_model(Config.fromfile(config), str(checkpoint))
+    samples = {name: inference_model(model, str(folder / f'{name}.jpg')) for name in SIZES}
+    return {
+        output: {name: s.pred_outputs.get(output)[0].numpy() for name, s in samples.items()}
+        for output in NAMES
+    }
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """Images with labels in the layout of CamVid."""
+    root = tmp_path_factory.mktemp('label_maps')
+    write_images(root / 'img_dir/val')
+    (root / 'ann_dir/val').mkdir(parents=True)
+    random = np.random.default_rng(1)
+    for name, size in SIZES.items():
+        label = random.integers(0, 11, size, dtype=np.uint8)
+        Image.fromarray(label).save(root / f'ann_dir/val/{name}.png')
+    return root
+
+
+@pytest.fixture(scope='module')
+def expected(data, untrained_mini):
+    return predictions(MINI, untrained_mini, data / 'img_dir/val')
+
+
+@pytest.fixture
+def call(tool, tmp_path, untrained_mini):
+    """Run tools/test.py; returns what it printed, or the line that it ends with."""
+
+    def call(config, data_root, *words, checkpoint=untrained_mini, options=(), code=0):
+        done = tool(
+            *('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'work', *words),
+            *('--cfg-options', f'test_dataloader.dataset.data_root={data_root}'),
+            *('test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False'),
+            *('test_dataloader.batch_size=2', *options),
+            cwd=tmp_path,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stderr.strip().splitlines()[-1] if code else done.stdout
+
+    return call
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    """Write a config that inherits from the miniature one."""
+
+    def write(text):
+        file = tmp_path / 'config.py'
+        file.write_text(f'_base_ = {str(MINI)!r}\n{text}')
+        return file
+
+    return write
+
+
+def check_maps(folder, expected):
+    assert sorted(file.name for file in folder.iterdir()) == ['tall.png', 'wide.png']
+    for name, size in SIZES.items():
+        label_map = np.array(Image.open(folder / f'{name}.png'))
+        assert label_map.shape == size
+        assert len(np.unique(label_map)) > 1
+        assert (label_map == expected[name]).mean() > 0.999
+
+
+def pipeline_of(*steps):
+    return (
+        f'steps = {[dict(type="LoadImageFromFile"), *steps, dict(type="PackSegInputs")]}\n'
+        'test_dataloader = dict(dataset=dict(pipeline=steps))\n'
+    )
+
+
+@pytest.fixture(params=['no label folder', 'labels of other images', 'pipeline without labels'])
+def unlabelled(request, data, write_config, tmp_path):
+    """A config and data without labels, and why nothing can be measured."""
+    if request.param == 'pipeline without labels':
+        return write_config(pipeline_of()), data, 'its pipeline loads no labels (LoadAnnotations)'
+    root = shutil.copytree(data, tmp_path / 'data')
+    if request.param == 'no label folder':
+        shutil.rmtree(root / 'ann_dir')
+        return MINI, root, 'data_prefix.seg_map_path names no folder'
+    for file in list(root.glob('ann_dir/val/*')):
+        file.rename(file.with_stem(f'other_{file.stem}'))
+    return MINI, root, f'such as {root}/ann_dir/val/tall.png'
+
+
+def test_images_without_labels_are_predicted(call, unlabelled, expected, tmp_path):
+    config, data_root, reason = unlabelled
+    printed = call(config, data_root, '--output', 'all', '--out', tmp_path / 'maps')
+    assert f'{reason}.' in printed
+    assert not (tmp_path / 'work/iou.jsonl').exists()
+    for name in NAMES:
+        check_maps(tmp_path / 'maps' / name, expected[name])
+    if 'names no folder' not in reason:  # that is said before
+        message = call(config, data_root, code=1)
+        assert message.startswith('error: the test split cannot be measured: ')
+        assert reason in message
+        assert message.endswith('or give --out DIR to write label maps only.')
+
+
+def test_test_time_augmentation_without_labels(call, data, tmp_path):
+    shutil.copytree(data / 'img_dir', tmp_path / 'data/img_dir')
+    printed = call(MINI, tmp_path / 'data', '--tta', '--out', tmp_path / 'maps')
+    assert 'nothing is measured' in printed
+    assert sorted(file.name for file in (tmp_path / 'maps').iterdir()) == ['tall.png', 'wide.png']
+
+
+def test_label_maps_are_whole_where_the_evaluation_crops(
+    call, data, expected, write_config, tmp_path
+):
+    crop = dict(type='EvalCenterCrop', crop_size=(32, 32))
+    config = write_config(pipeline_of(dict(type='LoadAnnotations'), crop))
+    printed = call(config, data, '--out', tmp_path / 'maps')
+    assert 'nothing is measured: the evaluation crops (EvalCenterCrop)' in printed
+    assert not (tmp_path / 'work/iou.jsonl').exists()
+    check_maps(tmp_path / 'maps', expected['ensemble'])
+    assert 'ensemble/mIoU: ' in call(config, data)
+    assert (tmp_path / 'work/iou.jsonl').exists()
+
+
+@pytest.mark.parametrize('output', ['top', 'all'])
+def test_several_evaluators_and_one_writes(call, data, expected, write_config, tmp_path, output):
+    config = write_config(
+        "test_evaluator = [dict(type='IoUMetric', prefix='plain'), "
+        "dict(type='CoopIoUMetric', prefix='coop')]\n"
+    )
+    out = tmp_path / 'maps'
+    printed = call(config, data, '--output', output, '--out', out, '--palette')
+    assert 'plain/mIoU' in printed
+    assert 'coop/ensemble/mIoU' in printed
+    for name in NAMES if output == 'all' else ['top']:
+        check_maps(out / name if output == 'all' else out, expected[name])
+
+
+def test_evaluators_that_write_no_label_maps_or_nothing_else(
+    call, data, expected, write_config, tmp_path
+):
+    config = write_config(
+        "dump = dict(type='DumpResults', out_file_path='results.pkl')\n"
+        "test_evaluator = dict(_delete_=True, type='Evaluator', metrics=[dump])\n"
+    )
+    call(config, data, '--out', tmp_path / 'maps')
+    check_maps(tmp_path / 'maps', expected['ensemble'])
+    assert (tmp_path / 'results.pkl').is_file()
+    config = write_config(pipeline_of())
+    options = ['test_evaluator.format_only=True', f'test_evaluator.output_dir={tmp_path / "only"}']
+    assert 'its pipeline loads no labels (LoadAnnotations).' in call(config, data, options=options)
+    check_maps(tmp_path / 'only', expected['ensemble'])
+
+
+def test_palette_needs_out(call, data):
+    message = call(MINI, data, '--palette', code=2)
+    assert '--palette is about the label maps that --out DIR writes' in message
+
+
+def test_submission_to_the_evaluation_server_of_voc(call, untrained, tmp_path):
+    """The documented command, with a small network, on the folders that the server gives."""
+    page = (ROOT / 'docs/testing.md').read_text().partition("## VOC's evaluation server\n")[2]
+    command = page.partition('```bash\n')[2].partition('\n```')[0].replace('\\\n', ' ')
+    python, path, config, checkpoint, *words = shlex.split(command.splitlines()[0])
+    assert (python, path, checkpoint) == ('python', 'tools/test.py', 'CHECKPOINT')
+    cfg = Config.fromfile(ROOT / config)
+    cfg.model = Config.fromfile(MINI).model
+    cfg.model.decode_head.num_classes = 21
+    cfg.dump(tmp_path / 'config.py')
+    checkpoint = untrained(cfg, tmp_path / 'model.pth')
+    voc = tmp_path / 'VOCdevkit/VOC2012'
+    write_images(voc / 'JPEGImages')
+    (voc / 'ImageSets/Segmentation').mkdir(parents=True)
+    (voc / 'ImageSets/Segmentation/test.txt').write_text('tall\nwide\n')
+    at = words.index('--cfg-options')
+    options = dict(checkpoint=checkpoint, options=words[at + 1 :])
+    printed = call('config.py', voc, *words[:at], **options)
+    assert 'nothing is measured: none of its images has a label' in printed
+    folder = tmp_path / 'results/VOC2012/Segmentation/comp6_test_cls'
+    maps = predictions(tmp_path / 'config.py', checkpoint, voc / 'JPEGImages')
+    check_maps(folder, maps['ensemble'])
+    for file in folder.iterdir():
+        with Image.open(file) as image:
+            assert image.mode == 'P'
+            colors = np.array(image.getpalette()).reshape(-1, 3)[:21].tolist()
+        # the first classes of the devkit's colour map: background, aeroplane, bicycle, bird
+        assert colors[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+        assert colors == [list(color) for color in PascalVOCDataset.METAINFO['palette']]
+
+
+def test_label_ids_for_the_test_server_of_cityscapes(call, mini_data, untrained, tmp_path):
+    """The command of configs/dpanet/README.md, on a small network and the split at hand."""
+    pytest.importorskip(
+        'cityscapesscripts', reason='mmseg takes the label ids from cityscapesscripts'
+    )
+    network = {'model.backbone.depth': 18, 'model.decode_head.in_channels': 512}
+    data_prefix = 'test_dataloader.dataset.data_prefix'
+    options = [
+        *(f'{key}={value}' for key, value in network.items()),
+        f'{data_prefix}.img_path=leftImg8bit/val',
+        f'{data_prefix}.seg_map_path=gtFine/val',
+        *('test_evaluator.type=CityscapesMetric', 'test_evaluator.format_only=True'),
+        *('test_evaluator.keep_results=True', 'test_evaluator.output_dir=submission'),
+        'test_pipeline.1.scale=(128,64)',
+        'test_dataloader.dataset.pipeline.1.scale=(128,64)',
+    ]
+    checkpoint = untrained(CITYSCAPES, tmp_path / 'model.pth', network)
+    data = mini_data('cityscapes', train=1, val=2, size='64x128')
+    call(CITYSCAPES, data, checkpoint=checkpoint, options=options)
+    written = sorted((tmp_path / 'submission').glob('*.png'))
+    assert len(written) == 2
+    # Ids of the 19 classes that are evaluated, from the dataset's description.
+    ids = {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
+    for file in written:
+        label_map = np.array(Image.open(file))
+        assert label_map.shape == (64, 128)
+        assert set(np.unique(label_map)) <= ids
