@@ -32,6 +32,17 @@ PAPERS = dict(cross_cooperative_learning=(1, 'cross-coop'), dpanet=(14, 'dpanet'
 ANNOTATED = ROOT / 'docs/annotated_config.py'
 PAIR = 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
 DPANET = 'configs/dpanet/dpanet_r101-d8_1xb8-112k_cityscapes-768x768.py'
+by_page = pytest.mark.parametrize('page', PAPERS)
+by_config = pytest.mark.parametrize(
+    ('page', 'config'), [('cross_cooperative_learning', PAIR), ('dpanet', DPANET)]
+)
+
+
+def build(config, options=None):
+    """A config's model, on a device where nothing is computed, and the config."""
+    cfg = load_config(str(ROOT / config), cfg_options=options)
+    with torch.device('meta'):
+        return MODELS.build(cfg.model), cfg
 
 
 def blocks(page):
@@ -124,7 +135,7 @@ def test_examples_run_and_print_what_they_say(code):
     assert printed.getvalue().splitlines() == expected
 
 
-@pytest.mark.parametrize('page', PAPERS)
+@by_page
 def test_every_numbered_equation_is_there_in_order(page):
     numbers = list(range(1, PAPERS[page][0] + 1))
     title = '## The equations' if page == 'dpanet' else '## The equation'
@@ -139,7 +150,7 @@ def test_every_numbered_equation_is_there_in_order(page):
     assert max(named) == numbers[-1]
 
 
-@pytest.mark.parametrize('page', PAPERS)
+@by_page
 def test_formulas_survive_markdown(page):
     """GitHub takes a backslash before a sign away before the formula is set."""
     formulas = re.findall(r'\$\$?([^$]+)\$\$?', prose(page))
@@ -149,15 +160,12 @@ def test_formulas_survive_markdown(page):
         assert formula.count('{') == formula.count('}'), formula
 
 
-@pytest.mark.parametrize(
-    ('page', 'config'), [('cross_cooperative_learning', PAIR), ('dpanet', DPANET)]
-)
+@by_config
 def test_the_figure_shows_every_site_of_the_heads(page, config):
     assert f'](../pictures/{page}.svg)' in prose(page)
     svg = (ROOT / f'docs/pictures/{page}.svg').read_text()
     labels = re.findall(r'<!-- (.*) -->', svg)  # matplotlib draws letters as curves
-    with torch.device('meta'):
-        head = MODELS.build(load_config(str(ROOT / config)).model.decode_head)
+    head = build(config)[0].decode_head
     networks = head.networks.values() if hasattr(head, 'networks') else [head]
     for network in networks:
         assert network.site_channels
@@ -165,7 +173,7 @@ def test_the_figure_shows_every_site_of_the_heads(page, config):
             assert labels.count(site) == 1, site
 
 
-@pytest.mark.parametrize('page', PAPERS)
+@by_page
 def test_named_classes_tools_and_configs_exist(page):
     places = [mmseg_coop.models, decode_heads, coop_head, deeplabv3plus_head, mmcv.cnn]
     stems = [path.stem for path in ROOT.glob('configs/**/*.py')]
@@ -186,7 +194,7 @@ def test_named_classes_tools_and_configs_exist(page):
     assert checked >= 10
 
 
-@pytest.mark.parametrize('page', PAPERS)
+@by_page
 def test_named_settings_are_arguments(page):
     classes = [
         coop_head.CoopHead,
@@ -225,18 +233,14 @@ def chosen(page, key):
 def test_one_learning_rate_for_everything_is_a_line(config, rate):
     line = chosen('cross_cooperative_learning', 'optim_wrapper.paramwise_cfg')
     for options, rates in ((None, [rate / 10, rate]), (line, [rate])):
-        cfg = load_config(str(ROOT / config), cfg_options=options)
-        with torch.device('meta'):
-            model = MODELS.build(cfg.model)
+        model, cfg = build(config, options)
         groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
         assert sorted({group['lr'] for group in groups}) == pytest.approx(rates)
         assert {group['weight_decay'] for group in groups} == {1e-4}
         assert sum(len(group['params']) for group in groups) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize(
-    ('page', 'config'), [('cross_cooperative_learning', PAIR), ('dpanet', DPANET)]
-)
+@by_config
 def test_the_poly_rate_and_the_line_for_the_other_one(page, config):
     line = chosen(page, 'param_scheduler.0.end')
     n = 10
@@ -267,9 +271,7 @@ def test_the_poly_rate_and_the_line_for_the_other_one(page, config):
 def test_literal_readings_of_dpanet_are_lines(key, convolutions, widths, maximum, parameters):
     """Convolutions around the attentions, those for Q, K and V, and all but the classifiers."""
     options = chosen('dpanet', f'model.decode_head.{key}') if key else None
-    cfg = load_config(str(ROOT / DPANET), cfg_options=options)
-    with torch.device('meta'):
-        head = MODELS.build(cfg.model.decode_head)
+    head = build(DPANET, options)[0].decode_head
     convs = {n: m for n, m in head.named_modules() if isinstance(m, torch.nn.Conv2d)}
     assert sum(conv.kernel_size == (3, 3) for conv in convs.values()) == convolutions
     made = [c.out_channels for n, c in convs.items() if n.endswith(('query', 'key', 'value'))]
@@ -301,8 +303,7 @@ def test_literal_readings_of_dpanet_are_lines(key, convolutions, widths, maximum
 def test_choices_that_the_papers_do_not_disclose(page, config, stem, rows):
     decided = {row[0]: row[1] for row in cells(section(page, '## Decisions')) if len(row) == 3}
     assert rows | {'dropout', 'batch norm', 'the poly rate'} <= set(decided)
-    with torch.device('meta'):
-        model = MODELS.build(load_config(str(ROOT / config)).model)
+    model, _ = build(config)
     modules = list(model.modules())
     norms = [module for module in modules if isinstance(module, torch.nn.SyncBatchNorm)]
     assert {norm.momentum for norm in norms} == {0.1}
@@ -356,7 +357,7 @@ def test_maps_are_exchanged_behind_their_relu():
     assert all(value >= 0 for value in smallest.values())
 
 
-@pytest.mark.parametrize('page', PAPERS)
+@by_page
 def test_tables_of_the_paper_are_mapped_to_configs(page):
     expected = [
         (table.number, row.config, row.output, printed_text(row))
