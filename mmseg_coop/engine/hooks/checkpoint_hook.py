@@ -101,13 +101,8 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             numbers = [step for step in info['keep_ckpt_ids'] if type(step) is int]
             runner.message_hub.update_info('keep_ckpt_ids', numbers)
         super().before_train(runner)
-        # The best one of another run, from which this one goes on, is not ours to delete.
-        if 'best_ckpt_path' in vars(self):
-            self.best_ckpt_path = self._own_best(self.best_ckpt_path)
-        elif self.save_best is not None:
-            self.best_ckpt_path_dict = {
-                key: self._own_best(path) for key, path in self.best_ckpt_path_dict.items()
-            }
+        if self.save_best is not None:  # the best one of a run that this one resumes is not ours
+            self._best = {key: self._own_best(path) for key, path in self._best.items()}
         if self.file_client_args is None and type(self.file_backend) is LocalBackend:
             self.backend_args = dict(backend='local_atomic')
         # Without it mmengine does not note a new best score of an evaluation that comes first.
@@ -187,24 +182,27 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         if not self.save_best:
             return
-        # mmengine deletes the former best one first, if it knows it.
-        former: dict[str, str | None]
-        new: dict[str, str | None]
-        if 'best_ckpt_path' in vars(self):
-            former = {'': self.best_ckpt_path}
-            self.best_ckpt_path = None
-            super()._save_best_checkpoint(runner, metrics)
-            new = {'': self.best_ckpt_path}
-            self.best_ckpt_path = new[''] or former['']
-        else:
-            former = self.best_ckpt_path_dict
-            self.best_ckpt_path_dict = {**dict.fromkeys(former)}
-            super()._save_best_checkpoint(runner, metrics)
-            new = self.best_ckpt_path_dict
-            self.best_ckpt_path_dict = {key: new[key] or former.get(key) for key in new}
+        former = self._best
+        self._best = dict.fromkeys(former)  # mmengine would delete it before the new one is there
+        super()._save_best_checkpoint(runner, metrics)
+        new = self._best
+        self._best = {key: new[key] or former.get(key) for key in new}
         for key, path in former.items():
             if path and new[key] not in (None, path) and is_main_process():
                 self._delete(path)
+
+    @property
+    def _best(self) -> dict[str, str | None]:
+        """Paths by the score, of which mmengine has one or several."""
+        one = 'best_ckpt_path' in vars(self)
+        return {'': self.best_ckpt_path} if one else dict(self.best_ckpt_path_dict)
+
+    @_best.setter
+    def _best(self, paths: dict[str, str | None]) -> None:
+        if 'best_ckpt_path' in vars(self):
+            self.best_ckpt_path = paths['']
+        else:
+            self.best_ckpt_path_dict = paths
 
     def _path_of(self, step: int) -> str:
         return str(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
