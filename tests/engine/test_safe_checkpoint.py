@@ -732,6 +732,7 @@ def test_the_tools_refuse_in_one_line(words, hostile, tool, small_words, tmp_pat
 def test_custom_imports_alone_guards_mmseg(hostile):
     """In a process that has not imported the package."""
     code = f"""
+from mmengine.config import Config
 from mmseg.apis import init_model
 init_model(Config.fromfile({str(CONFIG)!r}), {str(hostile[0])!r}, device='cpu')
 """
