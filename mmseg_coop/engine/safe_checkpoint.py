@@ -146,7 +146,7 @@ class _Unpickler(pickle._Unpickler):
             case 'storage', ['storage', StorageType() as kind, str(key), str(), int(count), *_], _:
                 held = self.records.get(f'data/{key}', -1) if self.records else self.size
                 if not 0 <= count * kind.dtype.itemsize <= held:
-                    raise _RefusedError(f'states {count:.0f} numbers where it does not hold so many')
+                    raise _RefusedError(f'states {count:.0f} numbers but does not hold so many')
                 return self.persistent_load(args)
             case 'torch._utils._rebuild_tensor_v2', [TypedStorage() as storage, *_], None:
                 held = storage._untyped_storage.nbytes()
