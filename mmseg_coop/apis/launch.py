@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
@@ -100,7 +101,7 @@ def build_runner(cfg: Config, local_rank: int = 0, console: Console | None = Non
         runner = (console.quiet(kind) if console else kind).from_cfg(cfg)
     check_model(runner.model)
     runner.register_hook(RunCheckHook())
-    if console:
+    if console and is_main_process():
         runner.register_hook(ConsoleHook(console))
     return runner
 

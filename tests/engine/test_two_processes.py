@@ -310,6 +310,7 @@ def test_a_killed_process_ends_the_other(rank, moment, failing, helpers, tmp_pat
         assert re.search('(?i)connection (?:closed|reset)', run.log(1 - rank))
         assert re.search(r'^train +3/1000', run.log(0), re.MULTILINE)
         assert ('evaluation' in run.log(0)) == (moment == 'evaluation')
+        assert not re.search(r'^(config|train) ', run.log(1), re.MULTILINE)  # one speaks for both
 
 
 @pytest.mark.slow
