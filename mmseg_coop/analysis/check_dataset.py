@@ -41,7 +41,6 @@ class Source(NamedTuple):
     infos: list[dict[str, Any]]
     load_image: Any
     load_label: Any
-    stated: bool | None  #: reduce_zero_label of the pipeline
 
 
 @dataclass
@@ -175,13 +174,13 @@ def open_sources(cfg: Config, split: str) -> Iterator[Source]:
         load_image, load_label = (
             steps.get(name, dict(type=name)) for name in ('LoadSegImage', 'LoadSegAnnotations')
         )
-        stated = load_label.pop('reduce_zero_label', None)
+        load_label.pop('reduce_zero_label', None)  # the dataset's, or check_data has refused it
         load_label['num_classes'] = None  # labels outside of the classes are counted, not refused
         with config_errors(cfg):
             dataset = DATASETS.build({**leaf, 'pipeline': [], 'lazy_init': False})
             image, label = (TRANSFORMS.build(step) for step in (load_image, load_label))
             infos = [dataset.get_data_info(index) for index in range(len(dataset))]
-            yield Source(dataset, infos, image, label, stated)
+            yield Source(dataset, infos, image, label)
 
 
 def read(info: dict[str, Any], source: Source) -> tuple[dict[str, str], np.ndarray | None]:
@@ -207,18 +206,9 @@ def read(info: dict[str, Any], source: Source) -> tuple[dict[str, str], np.ndarr
 
 
 def check_source(source: Source, split: Split, workers: int) -> Iterator[tuple[str, str]]:
-    """Check all files of a dataset by threads, and count their pixels: the files at fault, and why.
-
-    A file is ``(config)`` where the settings are at fault.
-    """
+    """Check all files of a dataset by threads, and count their pixels: files at fault, and why."""
     dataset = source.dataset
     classes, ignored = len(dataset.metainfo.get('classes') or ()), dataset.ignore_index
-    if source.stated not in (None, dataset.reduce_zero_label):
-        yield (
-            '(config)',
-            f'reduce_zero_label is {source.stated} in LoadSegAnnotations but '
-            f'{dataset.reduce_zero_label} in the dataset; set it in the dataset only',
-        )
     outside: dict[str, dict[int, int]] = {}
     known: set[str] = set()
     bar = ProgressBar(len(source.infos), file=sys.stderr)

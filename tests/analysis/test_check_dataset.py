@@ -198,13 +198,6 @@ def test_what_need_not_be_wrong_is_noted(check, data):
         assert f'note: {note}' in done.stdout
 
 
-def test_contradicting_settings_are_problems(check):
-    _, report = check('val_dataloader.dataset.pipeline.1.reduce_zero_label=True', code=1)
-    (problem,) = report['problems']
-    assert (problem['split'], problem['file']) == ('val', '(config)')
-    assert 'reduce_zero_label is True in LoadSegAnnotations but False in the' in problem['what']
-
-
 def test_links_that_lead_nowhere_are_rows_of_the_table(check, data):
     data.file('ann', 'train', 0).unlink()
     for path in (data.file('img', 'train', 9), data.file('ann', 'train', 0)):

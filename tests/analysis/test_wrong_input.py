@@ -19,7 +19,8 @@ CIRCLE = ' '.join(
     for key in ('data_root=.', 'data_prefix.img_path=circle', 'data_prefix.seg_map_path=circle')
 )
 CHECK = 'check_dataset CONFIG --splits test'
-OTHER = 'test_evaluator.type=CityscapesMetric'
+REDUCED = 'test_dataloader.dataset.pipeline.1.reduce_zero_label=True'
+OTHER = 'test_evaluator.type=CityscapesMetric test_evaluator.output_dir=out'
 COMPARE = 'compare_predictions --out out --model'
 MIXED = 'PLAIN_CONFIG CHECKPOINT'
 ANALYSIS = [
@@ -77,6 +78,7 @@ ANALYSIS = [
     (f'{CHECK} --workers 0', 2, '--workers: has to be at least 1, not 0'),
     (f'{CHECK} --cfg-options model.decode_head.num_classes=12', 1, 'num_classes is 12.* is 11'),
     (f'{CHECK} --cfg-options test_dataloader.dataset.data_root=gone', 1, "data root 'gone'"),
+    (f'{CHECK} --cfg-options {REDUCED}', 1, 'reduce_zero_label is True in LoadSegAnn.* but False'),
     (f'{CHECK} --cfg-options {CIRCLE}', 1, 'leads back to a folder above it'),
     ('paper_tables gone', 1, "work dir 'gone' does not exist"),
     ('paper_tables --csv old.png', 1, "'old.png' exists; name another place"),
