@@ -17,7 +17,7 @@ from ..datasets.faults.walk import iter_datasets
 from ..errors import ConfigError
 from ..models._checks import check_losses, check_test_cfg
 from ..models.decode_heads import CooperativeDecodeHead, CoopHead
-from .parts import SPLITS, find_types
+from .parts import SPLITS, find_types, walk
 
 
 def check_classes(cfg: Mapping[str, Any]) -> None:
@@ -74,26 +74,23 @@ def _check_names(first: str, expected: Sequence[str], other: str, classes: Seque
             )
 
 
-def find_heads(part: Any, path: str = 'model') -> Iterator[tuple[str, int]]:
+def find_heads(model: Any) -> Iterator[tuple[str, int]]:
     """Find the heads that have one output a class of the data.
 
     Args:
-        part: Config of a model, of a head or of several.
-        path: Its dotted path. Defaults to ``'model'``.
+        model: Config of a model.
 
     Yields:
         Dotted path and value of their ``num_classes``.
     """
-    if isinstance(part, (list, tuple)):
-        for index, item in enumerate(part):
-            yield from find_heads(item, f'{path}.{index}')
-    if not isinstance(part, Mapping):
-        return
-    number = part.get('num_classes')
-    if isinstance(number, int) and all(map(means_classes_of_data, find_types(part.get('type')))):
-        yield f'{path}.num_classes', number
-    for key in ('decode_head', 'auxiliary_head'):
-        yield from find_heads(part.get(key), f'{path}.{key}')
+    for path, part in walk(model, 'model'):
+        number, keys = part.get('num_classes'), path.split('.')[1:]
+        if not isinstance(number, int) or not all(
+            key.isdigit() or key in ('decode_head', 'auxiliary_head') for key in keys
+        ):
+            continue
+        if all(map(means_classes_of_data, find_types(part.get('type')))):
+            yield f'{path}.num_classes', number
 
 
 def means_classes_of_data(head: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .class_check import find_heads
-from .parts import SPLITS, find_types
+from .parts import SPLITS, find_types, walk
 from .signatures import constructor_keys
 
 _NAMES = ('ignore_index', 'ignore_label', 'seg_pad_val')
@@ -79,36 +79,29 @@ def settle_ignore_index(cfg: Mapping[str, Any]) -> None:
 
 
 def _places(cfg: Mapping[str, Any]) -> Iterator[_Place]:
-    for split in SPLITS:
-        for name in (f'{split}_dataloader', f'{split}_evaluator'):
-            yield from _places_in(cfg.get(name), name)
-    yield from _places_in(cfg.get('tta_pipeline'), 'tta_pipeline')
-    model = cfg.get('model')
-    yield from _places_in(model, 'model')
-    if isinstance(model, Mapping) and 'data_preprocessor' not in model:
-        yield from _places_in(cfg.get('data_preprocessor'), 'data_preprocessor')
+    names = [f'{split}_{what}' for split in SPLITS for what in ('dataloader', 'evaluator')]
+    names += ['tta_pipeline', 'model']
+    if 'data_preprocessor' not in (cfg.get('model') or {}):
+        names.append('data_preprocessor')
+    for name in names:
+        for path, part in walk(cfg.get(name), name):
+            yield from _places_of(path, part)
 
 
-def _places_in(part: Any, path: str) -> Iterator[_Place]:
-    items: Any = enumerate(part) if isinstance(part, (list, tuple)) else ()
-    if isinstance(part, MutableMapping):
-        items = part.items()
-        targets = find_types(part.get('type'))
-        # a cooperative head hands on to its networks what it does not take itself
-        heads = [
-            target.head_class({}) if getattr(target, 'head_type', None) else target
-            for target in targets
-        ]
-        known = constructor_keys(heads[0]).known if len(heads) == 1 else {}
-        default = {name: key.default for name, key in known.items()}
-        for name in _NAMES:
-            if name in part and part[name] is None:
-                continue  # ignores no label
-            if name in part or default.get(name) == _DEFAULT:
-                yield _Place(f'{path}.{name}', part, name, part.get(name))
-        if isinstance(default.get('pad_val'), Mapping):  # mmcv's Pad
-            values = part.get('pad_val')
-            label = values.get('seg') if isinstance(values, Mapping) else None
-            yield _Place(f'{path}.pad_val.seg', part, 'pad_val', label)
-    for key, value in items:
-        yield from _places_in(value, f'{path}.{key}')
+def _places_of(path: str, part: Any) -> Iterator[_Place]:
+    # a cooperative head hands on to its networks what it does not take itself
+    heads = [
+        target.head_class({}) if getattr(target, 'head_type', None) else target
+        for target in find_types(part.get('type'))
+    ]
+    known = constructor_keys(heads[0]).known if len(heads) == 1 else {}
+    default = {name: key.default for name, key in known.items()}
+    for name in _NAMES:
+        if name in part and part[name] is None:
+            continue  # ignores no label
+        if name in part or default.get(name) == _DEFAULT:
+            yield _Place(f'{path}.{name}', part, name, part.get(name))
+    if isinstance(default.get('pad_val'), Mapping):  # mmcv's Pad
+        values = part.get('pad_val')
+        label = values.get('seg') if isinstance(values, Mapping) else None
+        yield _Place(f'{path}.pad_val.seg', part, 'pad_val', label)

@@ -125,7 +125,8 @@ def _use_of(init: Callable, kwargs: str, class_name: str) -> _Use:
         function: Any = ast.parse(textwrap.dedent(inspect.getsource(init))).body[0]
     except (OSError, TypeError, SyntaxError):
         return _Use()
-    code = '\n'.join(ast.unparse(line) for line in function.body if not _is_text(line))
+    body = function.body[ast.get_docstring(function) is not None :]
+    code = '\n'.join(map(ast.unparse, body))
     call = re.search(rf'super\((?:{class_name}, self)?\)\.__init__\((.*)\*\*{kwargs}\)', code)
     taken_out = re.findall(rf"\b{kwargs}(?:\.(?:get|pop|setdefault)\(|\[)'(\w+)'", code)
     taken_out += re.findall(rf"'(\w+)' (?:not )?in {kwargs}\b", code)
@@ -135,10 +136,6 @@ def _use_of(init: Callable, kwargs: str, class_name: str) -> _Use:
     positional = sum(not isinstance(argument, ast.Starred) for argument in passed.args)
     named = tuple(keyword.arg for keyword in passed.keywords)
     return _Use(True, tuple(taken_out), positional, named)
-
-
-def _is_text(line: ast.stmt) -> bool:
-    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
 
 
 def mismatch(value: Any, hint: Any, *, exact: bool, path: str = '') -> tuple[str, Any] | None:
