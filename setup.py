@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 from setuptools import setup
@@ -59,6 +60,8 @@ class BuildPyWithMim(build_py):
                 shutil.copy2(source, target)
 
 
+# What setuptools tells everyone who installs an editable package.
+warnings.filterwarnings('ignore', 'Editable installation')
 # All else is in pyproject.toml, where setuptools < 77, which the OpenMMLab stack needs, cannot read
 # the SPDX identifier of a license.
 setup(license='Apache-2.0', cmdclass={'build_py': BuildPyWithMim})
