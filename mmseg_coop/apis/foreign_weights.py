@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mmcv
 import torch
@@ -18,22 +19,13 @@ StateDict = Mapping[str, Tensor]
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
-def number_blocks(counts: Sequence[int], first: int = 0) -> list[str]:
-    """``'{stage}.{index}'`` of every block of a network, for blocks that are numbered throughout.
-
-    Args:
-        counts: Blocks in each stage.
-        first: Number of the first stage.
-    """
+def _number_blocks(counts: Sequence[int], first: int = 0) -> list[str]:
+    """``'{stage}.{index}'`` of all blocks, by the number of blocks in each stage."""
     return [f'{stage}.{i}' for stage, count in enumerate(counts, first) for i in range(count)]
 
 
-def check_fit(model: nn.Module, state_dict: StateDict) -> StateDict:
-    """Return a state dict if it is one of the model.
-
-    Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape.
-    """
+def _check_fit(model: nn.Module, state_dict: StateDict) -> StateDict:
+    """Refuse a state dict in which a tensor is missing, unexpected or of another shape."""
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:  # what does not fit, each in a line or more
@@ -42,7 +34,7 @@ def check_fit(model: nn.Module, state_dict: StateDict) -> StateDict:
     return state_dict
 
 
-LITE0_BLOCKS = number_blocks((1, 2, 2, 3, 3, 4, 1))
+LITE0_BLOCKS = _number_blocks((1, 2, 2, 3, 3, 4, 1))
 LITE0_FIRST_BLOCK = dict(_depthwise_conv='conv_dw', _bn1='bn1', _project_conv='conv_pw', _bn2='bn2')
 LITE0_BLOCK = dict(
     _expand_conv='conv_pw',
@@ -85,10 +77,10 @@ def convert_efficientnet_lite0(state_dict: StateDict) -> StateDict:
     """
     renamed = {new: value for name, value in state_dict.items() if (new := _lite0_name(name))}
     backbone = TIMMBackbone('efficientnet_lite0', features_only=True, pretrained=False)
-    return check_fit(backbone, renamed)
+    return _check_fit(backbone, renamed)
 
 
-MOBILENET_BLOCKS = number_blocks((1, 2, 3, 4, 3, 3, 1), first=1)
+MOBILENET_BLOCKS = _number_blocks((1, 2, 3, 4, 3, 3, 1), first=1)
 
 
 def _mobilenet_name(name: str) -> str | None:
@@ -127,27 +119,7 @@ def convert_torchvision_mobilenet_v2(state_dict: StateDict) -> StateDict:
         for name, value in state_dict.items()
         if (new := _mobilenet_name(name))
     }
-    return check_fit(MobileNetV2(), renamed)
-
-
-class _InputMoments:
-    """Mean and variance of each channel of what a layer receives, over all images and pixels."""
-
-    def __init__(self, layer: nn.BatchNorm2d) -> None:
-        self.count = 0
-        self.total = torch.zeros(layer.num_features, dtype=torch.float64)
-        self.total_squares = torch.zeros(layer.num_features, dtype=torch.float64)
-        layer.register_forward_pre_hook(self.add)
-
-    def add(self, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        x = inputs[0].double()
-        self.count += x.numel() // x.shape[1]
-        self.total += x.sum((0, 2, 3))
-        self.total_squares += x.square().sum((0, 2, 3))
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        mean = self.total / self.count
-        return mean, (self.total_squares / self.count - mean.square()).clamp(min=0)
+    return _check_fit(MobileNetV2(), renamed)
 
 
 @torch.no_grad()
@@ -164,22 +136,33 @@ def restore_batch_norm(state_dict: StateDict, images: Iterable[Tensor]) -> State
     model = MobileNetV2()
     model.load_state_dict(state_dict)
     model.eval()
-    moments = {m: _InputMoments(m) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    sums: dict[nn.Module, list[Any]] = {}  # of the input's 1, x and x², over images and pixels
+
+    def add(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        x = inputs[0].double()
+        sums[layer][0] += x.numel() // x.shape[1]
+        sums[layer][1] += x.sum((0, 2, 3))
+        sums[layer][2] += x.square().sum((0, 2, 3))
+
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            sums[layer] = [0, 0, 0]
+            layer.register_forward_pre_hook(add)
     for image in images:
         model(image)
     # What the layers compute in eval mode is unchanged, so all could be measured in one run.
-    for layer, measured in moments.items():
-        mean, var = measured.compute()
-        running_mean, running_var = (
-            layer.get_buffer('running_mean'),
-            layer.get_buffer('running_var'),
+    for layer, (count, total, squares) in sums.items():
+        mean = total / count
+        var = (squares / count - mean.square()).clamp(min=0)
+        old = {name: value.double() for name, value in layer.state_dict().items()}
+        scale = old['weight'] / (old['running_var'] + layer.eps).sqrt()
+        new = dict(
+            weight=scale * (var + layer.eps).sqrt(),
+            bias=old['bias'] + scale * (mean - old['running_mean']),
+            running_mean=mean,
+            running_var=var,
         )
-        scale = layer.weight.double() / (running_var.double() + layer.eps).sqrt()
-        bias = layer.bias.double() + scale * (mean - running_mean.double())
-        layer.weight.copy_(scale * (var + layer.eps).sqrt())
-        layer.bias.copy_(bias)
-        running_mean.copy_(mean)
-        running_var.copy_(var)
+        layer.load_state_dict(new, strict=False)
     return model.state_dict()
 
 
