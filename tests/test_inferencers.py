@@ -14,6 +14,7 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model, show_result
 from mmseg.registry import MODELS
 
 from mmseg_coop.datasets import CamVidDataset
+from mmseg_coop.datasets.faults.walk import iter_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
@@ -179,3 +180,7 @@ def test_every_test_pipeline_suits_the_inferencers():
         assert types.count('LoadAnnotations') == 1, path.name
         assert 'LoadSegAnnotations' not in types, path.name
         assert cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline, path.name
+        for split in ('train', 'val'):  # which nobody else reads, so that mmseg's tools check, too
+            dataset = next(iter_datasets(cfg[f'{split}_dataloader'].dataset))
+            types = {transform['type'] for transform in dataset.pipeline}
+            assert types > {'LoadSegImage', 'LoadSegAnnotations'}, path.name
