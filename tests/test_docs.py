@@ -270,7 +270,7 @@ def test_commands_run(page, project, run, monkeypatch):
     for line in '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines():
         if not line or NOT_HERE.search(line):
             continue
-        if 'tools/train.py my_configs' in line:
+        if re.search(r'tools/train\.py my_configs|mmseg-coop train', line):
             line += ' --cfg-options train_cfg.max_iters=2 train_dataloader.batch_size=2'
         line = line.replace('--out data/', '--out drawn/')
         words = shlex.split(os.path.expandvars(line.removeprefix('PYTHONPATH=. ')))
