@@ -1,21 +1,30 @@
-"""What the tools do, as functions: train, test, load a trained model."""
+"""What the tools do, as functions: train, test, predict, export, load a trained model."""
 
 from .console import Console
+from .convert import convert_checkpoint, publish_checkpoint
 from .data_check import check_data
+from .export import export_onnx
 from .launch import build_runner, lock_work_dir
 from .model import build_model, load_model, require_file
+from .predict import Predictor, predict_images, predict_video
 from .testing import prepare_test, test
 from .training import prepare_training, train
 
 __all__ = [
     'Console',
+    'Predictor',
     'build_model',
     'build_runner',
     'check_data',
+    'convert_checkpoint',
+    'export_onnx',
     'load_model',
     'lock_work_dir',
+    'predict_images',
+    'predict_video',
     'prepare_test',
     'prepare_training',
+    'publish_checkpoint',
     'require_file',
     'test',
     'train',
