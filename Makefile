@@ -55,16 +55,13 @@ demo: $(STAMP) ## train, test and picture a small model on drawn images (some mi
 	@$(PY) demo/mini_demo.py
 
 .PHONY: test
-test: lint suite ## run all checks, the doctests and the suite
+test: COV_OPTIONS := --cov --cov-report=html:build/coverage
+test: lint suite ## run all checks, the doctests and the suite with its coverage, which has a floor in pyproject.toml
 
 .PHONY: suite
 suite: $(STAMP) ## run the doctests and the suite
 	@echo 'make: running the doctests and the suite in $(JOBS) processes'
 	@$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadfile $(COV_OPTIONS) --doctest-modules mmseg_coop tests
-
-.PHONY: coverage
-coverage: COV_OPTIONS := --cov --cov-report=term --cov-report=html:build/coverage
-coverage: suite ## run the suite and measure the lines it runs (up to twice the time); the floor is in pyproject.toml
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## run the tests that `make test` leaves out
