@@ -1,4 +1,4 @@
-"""Train, test and picture a small cooperative DeepLabV3+ on drawn street scenes.
+"""Train, test and draw a small cooperative DeepLabV3+ on drawn street scenes.
 
 Every step is a command that works as well on its own; the demo prints it before it runs it.
 """
@@ -20,7 +20,7 @@ CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid
 #: mIoU that the ensemble has to reach, in percent.
 EXPECTED_MIOU = 60
 #: What a former demo wrote, by name, so that nothing else in the folder is touched.
-WRITTEN = ('data', 'train', 'test', 'pictures')
+WRITTEN = ('data', 'train', 'test', 'images')
 
 
 def run(title: str, *command: object) -> None:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f'{name:>10}: mIoU {metrics[f"{name}/mIoU"]:.1f}')
     print(f'checkpoint: {checkpoint}')
     print(f'   metrics: {results}')
-    print(f'  pictures: {len(drawn)}, the first is {drawn[0]}')
+    print(f'    images: {len(drawn)}, the first is {drawn[0]}')
     if metrics['ensemble/mIoU'] < EXPECTED_MIOU:
         raise CoopError(
             f'the ensemble reaches mIoU {metrics["ensemble/mIoU"]:.1f}, expected are at least '

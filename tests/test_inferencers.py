@@ -122,7 +122,7 @@ def test_inferencer_returns_every_output(way, checkpoint, image):
     assert result['visualization'].shape[1] == 4 * 4 * 80 + 3 * 4
 
 
-def test_inferencer_writes_pictures_and_label_maps(checkpoint, image, work, tmp_path):
+def test_inferencer_writes_images_and_label_maps(checkpoint, image, work, tmp_path):
     inferencer = MMSegInferencer(**WAYS['path'](), weights=checkpoint, device='cpu')
     result = inferencer(str(work), batch_size=2, out_dir=str(tmp_path))
     assert len(result['predictions']) == 2

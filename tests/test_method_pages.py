@@ -162,8 +162,8 @@ def test_formulas_survive_markdown(page):
 
 @by_config
 def test_the_figure_shows_every_site_of_the_heads(page, config):
-    assert f'](../pictures/{page}.svg)' in prose(page)
-    svg = (ROOT / f'docs/pictures/{page}.svg').read_text()
+    assert f'](../images/{page}.svg)' in prose(page)
+    svg = (ROOT / f'docs/images/{page}.svg').read_text()
     labels = re.findall(r'<!-- (.*) -->', svg)  # matplotlib draws letters as curves
     head = build(config)[0].decode_head
     networks = head.networks.values() if hasattr(head, 'networks') else [head]
@@ -465,11 +465,11 @@ def test_the_annotated_config_is_the_shipped_one():
     assert ANNOTATED.read_text().count('#') > 30
 
 
-def test_pictures_are_small_and_their_making_is_told():
-    pictures = [path for path in (ROOT / 'docs/pictures').iterdir() if path.suffix != '.txt']
-    sources = (ROOT / 'docs/pictures/SOURCES.txt').read_text()
-    assert len(pictures) >= 3
-    for path in pictures:
+def test_images_are_small_and_their_making_is_told():
+    images = [path for path in (ROOT / 'docs/images').iterdir() if path.suffix != '.txt']
+    sources = (ROOT / 'docs/images/SOURCES.txt').read_text()
+    assert len(images) >= 3
+    for path in images:
         assert path.stat().st_size < 200_000, path.name
         assert path.name in sources
     for script in re.findall(r'python (\S+\.py)', sources):

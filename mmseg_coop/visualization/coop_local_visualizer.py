@@ -50,14 +50,14 @@ class CoopLocalVisualizer(SegLocalVisualizer):
             panels[title] = overlay(
                 image, label_map, self.dataset_meta['palette'], alpha=self.alpha
             )
-        picture = grid(panels)
+        canvas = grid(panels)
         if with_labels and data_sample is not None:
             names, colors = self.dataset_meta['classes'], self.dataset_meta['palette']
-            picture = np.concatenate([picture, legend(names, colors, picture.shape[1])])
-        self.set_image(picture)
+            canvas = np.concatenate([canvas, legend(names, colors, canvas.shape[1])])
+        self.set_image(canvas)
         if show:
-            self.show(picture, win_name=name, wait_time=wait_time)
+            self.show(canvas, win_name=name, wait_time=wait_time)
         if out_file is not None:
-            mmcv.imwrite(mmcv.rgb2bgr(picture), out_file)
+            mmcv.imwrite(mmcv.rgb2bgr(canvas), out_file)
         elif not show:
-            self.add_image(name, picture, step)
+            self.add_image(name, canvas, step)

@@ -1,4 +1,4 @@
-"""Parts of a picture: label maps over images, titled panels in a grid, legends."""
+"""Parts of a figure: label maps over images, titled panels in a grid, legends."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def legend(
     column = 40 + max(_text_width(name, 0.45) for name in names)
     columns = max(1, width // column)
     rows = math.ceil(len(names) / columns)
-    picture = np.full((rows * _BAR + _GAP, width, 3), 255, np.uint8)
+    canvas = np.full((rows * _BAR + _GAP, width, 3), 255, np.uint8)
     for index, (name, color) in enumerate(zip(names, colors, strict=True)):
         x, y = (index % columns) * column + _GAP, (index // columns) * _BAR + _GAP
-        cv2.rectangle(picture, (x, y), (x + 22, y + 14), [int(c) for c in color], -1)
-        cv2.putText(picture, name, (x + 28, y + 12), _FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return picture
+        cv2.rectangle(canvas, (x, y), (x + 22, y + 14), [int(c) for c in color], -1)
+        cv2.putText(canvas, name, (x + 28, y + 12), _FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return canvas
 
 
 def fit_centre(image: np.ndarray[Any, Any], size: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -132,19 +132,19 @@ def grid(
     columns = min(columns or len(panels), len(panels))
     rows = math.ceil(len(panels) / columns)
     shape = (rows * (_BAR + height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3)
-    picture = np.full(shape, 255, np.uint8)
+    canvas = np.full(shape, 255, np.uint8)
     for index, (title, panel) in enumerate(panels.items()):
         y, x = index // columns * (_BAR + height + _GAP), index % columns * (width + _GAP)
-        bar = picture[y : y + _BAR, x : x + width]
+        bar = canvas[y : y + _BAR, x : x + width]
         font_scale = min(0.5, 0.5 * (width - 2 * _GAP) / max(1, _text_width(title, 0.5)))
         # Drawn into a copy, since opencv does not take every view of an array.
         titled = cv2.putText(
             bar.copy(), title, (_GAP, _BAR - 7), _FONT, font_scale, (0, 0, 0), 1, cv2.LINE_AA
         )
-        picture[y : y + _BAR, x : x + width] = titled
+        canvas[y : y + _BAR, x : x + width] = titled
         enlarged = cv2.resize(panel, size, interpolation=cv2.INTER_NEAREST)
-        picture[y + _BAR : y + _BAR + height, x : x + width] = enlarged
-    return picture
+        canvas[y + _BAR : y + _BAR + height, x : x + width] = enlarged
+    return canvas
 
 
 def _text_width(text: str, scale: float) -> int:

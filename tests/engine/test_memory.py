@@ -102,7 +102,7 @@ def growth(measured, first, last):
 
 @pytest.fixture
 def measured_cfg(small_cfg):
-    """Training, evaluation, pictures of all images, and checkpoints now and then."""
+    """Training, evaluation, images of all images, and checkpoints now and then."""
 
     def make(folder, iterations, every):
         return small_cfg(folder, **{

@@ -34,54 +34,53 @@ def make_sample(names=('top', 'bottom', 'ensemble'), size=(240, 100)):
     return sample
 
 
-def panels(picture, count, width=100, bar=22, gap=4):
+def panels(canvas, count, width=100, bar=22, gap=4):
     """The panels of a row, without their titles."""
     return [
-        picture[bar : bar + 240, i * (width + gap) : i * (width + gap) + width]
-        for i in range(count)
+        canvas[bar : bar + 240, i * (width + gap) : i * (width + gap) + width] for i in range(count)
     ]
 
 
 def test_input_truth_and_all_outputs_stand_side_by_side(visualizer, tmp_path):
     image = np.full((240, 100, 3), 77, np.uint8)
-    file = tmp_path / 'picture.png'
-    visualizer.add_datasample('picture', image, make_sample(), out_file=str(file))
-    picture = mmcv.imread(str(file), channel_order='rgb')
-    given, truth, top, bottom, ensemble = panels(picture, 5)
+    file = tmp_path / 'canvas.png'
+    visualizer.add_datasample('canvas', image, make_sample(), out_file=str(file))
+    canvas = mmcv.imread(str(file), channel_order='rgb')
+    given, truth, top, bottom, ensemble = panels(canvas, 5)
     assert (given == 77).all()
     assert (truth[:10] == 0).all()  # ignored pixels
     assert (truth[10:] == PALETTE[0]).all()
     for panel, color in zip((top, bottom, ensemble), PALETTE, strict=True):
         assert (panel == color).all()
-    legend = picture[262:].reshape(-1, 3)
+    legend = canvas[262:].reshape(-1, 3)
     for color in PALETTE:
         assert (legend == color).all(axis=1).any()
 
 
 def test_a_plain_model_shows_its_prediction(visualizer, tmp_path):
-    file = tmp_path / 'picture.png'
+    file = tmp_path / 'canvas.png'
     image = np.zeros((240, 100, 3), np.uint8)
-    visualizer.add_datasample('picture', image, make_sample(names=('top',)), out_file=str(file))
-    picture = mmcv.imread(str(file), channel_order='rgb')
-    assert picture.shape[1] == 3 * 100 + 2 * 4
-    assert (panels(picture, 3)[2] == PALETTE[0]).all()
+    visualizer.add_datasample('canvas', image, make_sample(names=('top',)), out_file=str(file))
+    canvas = mmcv.imread(str(file), channel_order='rgb')
+    assert canvas.shape[1] == 3 * 100 + 2 * 4
+    assert (panels(canvas, 3)[2] == PALETTE[0]).all()
 
 
 def test_small_images_are_enlarged_and_other_sizes_fitted(visualizer):
     image = np.zeros((60, 25, 3), np.uint8)
-    visualizer.add_datasample('picture', image, make_sample(size=(120, 50)))
-    picture = visualizer.get_image()
-    assert picture.shape[1] == 5 * 100 + 4 * 4
+    visualizer.add_datasample('canvas', image, make_sample(size=(120, 50)))
+    canvas = visualizer.get_image()
+    assert canvas.shape[1] == 5 * 100 + 4 * 4
 
 
-def test_the_picture_reaches_the_backend(visualizer, tmp_path):
-    visualizer.add_datasample('picture', np.zeros((240, 100, 3), np.uint8), make_sample(), step=3)
-    assert [p.name for p in tmp_path.rglob('picture_3.png')] == ['picture_3.png']
+def test_the_canvas_reaches_the_backend(visualizer, tmp_path):
+    visualizer.add_datasample('canvas', np.zeros((240, 100, 3), np.uint8), make_sample(), step=3)
+    assert [p.name for p in tmp_path.rglob('canvas_3.png')] == ['canvas_3.png']
 
 
 def test_an_evaluated_centre_crop_shows_the_centre_of_the_image(visualizer):
     image = np.zeros((240, 400, 3), np.uint8)
     image[:, 80:320] = 99  # what the centre crop holds
-    visualizer.add_datasample('picture', image, make_sample(size=(300, 300)))
+    visualizer.add_datasample('canvas', image, make_sample(size=(300, 300)))
     panel = visualizer.get_image()[22 : 22 + 300, :300]
     assert (panel == 99).all()

@@ -12,10 +12,10 @@ def flat(value, size=(240, 100)):
     return np.full((*size, 3), value, np.uint8)
 
 
-def panel(picture, row, column, size=(240, 100)):
+def panel(canvas, row, column, size=(240, 100)):
     height, width = size
     top, left = row * (BAR + height + GAP) + BAR, column * (width + GAP)
-    return picture[top : top + height, left : left + width]
+    return canvas[top : top + height, left : left + width]
 
 
 @pytest.mark.parametrize(
@@ -28,25 +28,25 @@ def panel(picture, row, column, size=(240, 100)):
     ],
 )
 def test_panels_fill_rows(columns, places):
-    picture = grid({str(value): flat(value) for value in (10, 20, 30)}, columns=columns)
+    canvas = grid({str(value): flat(value) for value in (10, 20, 30)}, columns=columns)
     rows, width = 1 + max(row for row, _ in places), 1 + max(column for _, column in places)
-    assert picture.shape == (rows * (240 + BAR + GAP) - GAP, width * (100 + GAP) - GAP, 3)
+    assert canvas.shape == (rows * (240 + BAR + GAP) - GAP, width * (100 + GAP) - GAP, 3)
     for place, value in zip(places, (10, 20, 30), strict=True):
-        assert (panel(picture, *place) == value).all()
+        assert (panel(canvas, *place) == value).all()
     if columns == 2:
-        assert (panel(picture, 1, 1) == 255).all()  # nothing is left for the last place
+        assert (panel(canvas, 1, 1) == 255).all()  # nothing is left for the last place
 
 
 def test_small_panels_are_enlarged_without_mixing_colours():
     checks = np.indices((60, 25)).sum(0) % 2 * 255
-    picture = grid({'checks': np.repeat(checks[..., None], 3, axis=2).astype(np.uint8)})
-    assert (panel(picture, 0, 0)[::4, ::4, 0] == checks).all()
-    assert set(np.unique(panel(picture, 0, 0))) == {0, 255}
+    canvas = grid({'checks': np.repeat(checks[..., None], 3, axis=2).astype(np.uint8)})
+    assert (panel(canvas, 0, 0)[::4, ::4, 0] == checks).all()
+    assert set(np.unique(panel(canvas, 0, 0))) == {0, 255}
 
 
 def test_long_titles_stay_inside_their_panel():
-    picture = grid({'a title that is far too long for its panel': flat(0), 'b': flat(0)})
-    title = picture[:BAR, :100]
+    canvas = grid({'a title that is far too long for its panel': flat(0), 'b': flat(0)})
+    title = canvas[:BAR, :100]
     assert (title < 128).any()
     assert (title[:, 98:] > 200).all()  # it ends before, rather than being cut off
 
@@ -54,7 +54,7 @@ def test_long_titles_stay_inside_their_panel():
 def test_a_legend_shows_every_colour_once():
     colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     for width in (400, 60):  # in one row, in one column
-        picture = legend(['road', 'car', 'tree'], colors, width)
-        assert picture.shape[1] == width
-        areas = [(picture == color).all(axis=2).sum() for color in colors]
+        canvas = legend(['road', 'car', 'tree'], colors, width)
+        assert canvas.shape[1] == width
+        areas = [(canvas == color).all(axis=2).sum() for color in colors]
         assert areas[0] == areas[1] == areas[2] > 0

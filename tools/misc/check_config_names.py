@@ -3,7 +3,7 @@
 A config lies in its method's folder and is called
 ``{method}_{networks}-{details}_{GPUs}xb{batch}-{iterations}_{dataset}-{crop}.py``, such as
 ``cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py``. What the name says of batch size,
-iterations, data set and crop has to be true of the config as resolved. Files under ``_base_`` are
+iterations, dataset and crop has to be true of the config as resolved. Files under ``_base_`` are
 parts of configs and need no such name.
 
 Exits with 1 and one line per disagreement, naming the file and the field.
@@ -34,7 +34,7 @@ FOLDERS = {
     'deeplabv3plus': 'deeplabv3plus',
     'dpanet': 'dpanet',
 }
-#: The data set class behind each name of a data set.
+#: The dataset class behind each name of a dataset.
 DATASETS = {
     'camvid': 'CamVidDataset',
     'cityscapes': 'CityscapesDataset',
