@@ -32,6 +32,8 @@ class Key(NamedTuple):
 
     def mismatch(self, value: Any, path: str = '') -> tuple[str, Any] | None:
         """Where the annotation does not allow a value, see :func:`mismatch`."""
+        if value is None and type(self.default) in (int, float):
+            return (path, value) if _kinds(self.hint) - {'other'} == {'number'} else None
         by_default = value is None and self.default is None
         return None if by_default else mismatch(value, self.hint, exact=self.exact, path=path)
 

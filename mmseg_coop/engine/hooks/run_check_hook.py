@@ -99,7 +99,7 @@ def _check_numbers(runner: Runner) -> None:
         for name in ('lr', 'weight_decay'):
             if group.get(name, 0) < 0:
                 raise ConfigError(
-                    f'optim_wrapper.optimizer and paramwise_cfg give parameters a {name} of '
+                    f'optim_wrapper.optimizer and optim_wrapper.paramwise_cfg give a {name} of '
                     f'{group[name]}; give numbers from 0 on.'
                 )
 
@@ -137,9 +137,10 @@ def _check_save_best(runner: Runner, names: list[str]) -> None:
             continue
         for key in hook.key_indicators:
             if key not in ('auto', *names):
+                choices = ', '.join(names) or 'none: val_evaluator is empty'
                 raise ConfigError(
                     f'save_best={key!r} of {type(hook).__name__} is no metric of the evaluation'
-                    f'{_proposal(key, names)}; choose among {", ".join(names)}.'
+                    f'{_proposal(key, names)}; choose among {choices}.'
                 )
 
 
