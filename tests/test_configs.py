@@ -3,8 +3,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -100,27 +98,15 @@ def test_other_backbones_on_cityscapes_are_a_config_of_a_few_lines(tmp_path):
 
 
 @pytest.fixture(scope='session')
-def mini_data(tmp_path_factory):
-    """Data roots of miniature data sets, by layout."""
-    made = {}
+def data_root(mini_data):
+    """Data root of a miniature dataset of a layout."""
 
-    def make(layout):
-        if layout not in made:
-            out = tmp_path_factory.mktemp('data') / layout
-            subprocess.run(
-                [
-                    *(sys.executable, ROOT / 'tools/dataset_converters/make_mini_dataset.py'),
-                    *('--layout', layout, '--out', out),
-                    *('--train', '2', '--val', '1', '--size', f'{SIZE}x{SIZE}'),
-                ],
-                check=True,
-                capture_output=True,
-            )
-            nested = out / ROOTS.get(layout, '')
-            made[layout] = nested if nested.is_dir() else out
-        return made[layout]
+    def find(layout):
+        out = mini_data(layout, train=2, val=1, size=f'{SIZE}x{SIZE}')
+        nested = out / ROOTS.get(layout, '')
+        return nested if nested.is_dir() else out
 
-    return make
+    return find
 
 
 def leaves(dataset):
@@ -146,25 +132,19 @@ def shrink(value):
             shrink(item)
 
 
-@pytest.fixture(autouse=True)
-def _quick_log(monkeypatch):
-    # Formatting the config for the log takes as long as all else together.
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: ''))
-
-
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_config_trains_validates_and_tests(path, mini_data, tmp_path):
-    train_validate_and_test(path, mini_data, tmp_path)
+def test_config_trains_validates_and_tests(path, data_root, tmp_path):
+    train_validate_and_test(path, data_root, tmp_path)
 
 
-def test_validation_on_whole_images_is_chosen_by_one_line(mini_data, tmp_path):
+def test_validation_on_whole_images_is_chosen_by_one_line(data_root, tmp_path):
     text = ROOT / 'configs/deeplabv3plus/deeplabv3plus_r101-d16_1xb6-88k_voc12aug-513x513.py'
     text = text.read_text()
     old, new = 'pascal_voc12_aug_513x513.py', 'pascal_voc12_aug_513x513_whole.py'
     assert text.count(old) == 1
     path = tmp_path / 'config.py'
     path.write_text(text.replace(old, new).replace('../_base_', str(ROOT / 'configs/_base_')))
-    cfg = train_validate_and_test(path, mini_data, tmp_path / 'work')
+    cfg = train_validate_and_test(path, data_root, tmp_path / 'work')
     assert 'EvalCenterCrop' not in [step['type'] for step in cfg.val_dataloader.dataset.pipeline]
 
 
@@ -221,7 +201,7 @@ def test_ignored_pixels_are_left_out_of_the_mean_of_the_loss(path):
     torch.testing.assert_close(found, expected)
 
 
-def train_validate_and_test(path, mini_data, tmp_path):
+def train_validate_and_test(path, data_root, tmp_path):
     """Run a config at reduced size and return it."""
     cfg = Config.fromfile(path)
     forget_pretrained(cfg.model)
@@ -231,7 +211,7 @@ def train_validate_and_test(path, mini_data, tmp_path):
         loader = cfg[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
         for dataset in leaves(loader.dataset):
-            dataset.data_root = str(mini_data(LAYOUTS[dataset.type]))
+            dataset.data_root = str(data_root(LAYOUTS[dataset.type]))
     cfg.train_dataloader.batch_size = 2
     cfg.train_cfg.update(max_iters=1, val_interval=1)
     cfg.default_hooks.checkpoint = None

@@ -20,7 +20,7 @@ MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-1
 #: What the log file has, and the console has not.
 LOG_ONLY = (
     'System environment:',
-    "optimizer=dict(lr=0.1, momentum=0.9, type='SGD'",
+    'optimizer=dict(',
     'Hooks will be executed',
     'will be deprecated',
     'The prefix is not set',

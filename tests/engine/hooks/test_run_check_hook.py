@@ -68,12 +68,6 @@ def cfg(coop_model_cfg, tmp_path):
     )
 
 
-@pytest.fixture(autouse=True)
-def _quick_log(monkeypatch):
-    # Formatting the config for the log takes as long as all else together.
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda cfg: ''))
-
-
 def train(cfg):
     """Train as the tool does; return the warnings in the log."""
     with config_errors(cfg):
