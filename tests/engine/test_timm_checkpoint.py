@@ -32,8 +32,8 @@ def test_xception_is_converted(downloads, map_location):
 
 
 def test_pretrained_backbone(downloads):
-    name = 'xception65.tf_in1k'
-    model = Xception(init_cfg=dict(type='Pretrained', checkpoint=f'timm://{name}'))
+    name = 'xception41.tf_in1k'
+    model = Xception(depth=41, init_cfg=dict(type='Pretrained', checkpoint=f'timm://{name}'))
     model.init_weights()
     expected = convert_timm_state_dict(downloads[name].state_dict())
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
