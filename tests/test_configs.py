@@ -15,6 +15,7 @@ from torch.nn import functional
 from mmseg_coop.apis import build_runner, check_data
 from mmseg_coop.apis.launch import spell_out_topology
 from mmseg_coop.config import forget_pretrained, load_config
+from mmseg_coop.datasets.faults.walk import iter_datasets
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
@@ -107,12 +108,6 @@ def data_root(mini_data):
         return nested if nested.is_dir() else out
 
     return find
-
-
-def leaves(dataset):
-    if 'datasets' in dataset:
-        return [leaf for part in dataset.datasets for leaf in leaves(part)]
-    return [dataset]
 
 
 def shrink(value):
@@ -210,7 +205,7 @@ def train_validate_and_test(path, data_root, tmp_path):
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
-        for dataset in leaves(loader.dataset):
+        for dataset in iter_datasets(loader.dataset):
             dataset.data_root = str(data_root(LAYOUTS[dataset.type]))
     cfg.train_dataloader.batch_size = 2
     cfg.train_cfg.update(max_iters=1, val_interval=1)

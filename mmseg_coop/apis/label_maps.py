@@ -10,7 +10,13 @@ from mmengine.registry import Registry
 from mmseg.registry import METRICS, TRANSFORMS
 
 from ..config.signatures import constructor_keys
-from ..datasets.faults.walk import build_unread, iter_datasets, iter_transforms, name_of
+from ..datasets.faults.walk import (
+    build_unread,
+    class_of,
+    iter_datasets,
+    iter_transforms,
+    name_of,
+)
 from ..errors import DataError
 from .data_check import check_data
 
@@ -94,9 +100,7 @@ def why_unlabelled(dataset: Any) -> str:
 
 def package_of(part: Any, registry: Registry) -> str:
     """Package that the class of a part of the config comes from."""
-    kind = part['type']
-    kind = registry.get(kind) if isinstance(kind, str) else kind
-    return getattr(kind, '__module__', '').partition('.')[0]
+    return getattr(class_of(part, registry), '__module__', '').partition('.')[0]
 
 
 def may_load_labels(step: Any) -> bool:
@@ -135,9 +139,7 @@ def choose_writer(evaluators: list[Any], wanted: dict[str, Any]) -> Any:
         Its config.
     """
     for evaluator in evaluators:
-        kind = evaluator['type']
-        kind = METRICS.get(kind) if isinstance(kind, str) else kind
-        if wanted.keys() <= constructor_keys(kind).known.keys():
+        if wanted.keys() <= constructor_keys(class_of(evaluator, METRICS)).known.keys():
             evaluator.update(wanted)
             return evaluator
     return dict(wanted, type='CoopIoUMetric', format_only=True)

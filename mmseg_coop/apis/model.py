@@ -17,8 +17,9 @@ from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 from ..config import config_errors, forget_pretrained
-from ..datasets.faults.walk import iter_datasets
+from ..datasets.faults.walk import class_of, iter_datasets
 from ..errors import CheckpointError, ConfigError, first_few
+from .label_maps import without_labels
 
 
 def load_model(
@@ -31,7 +32,7 @@ def load_model(
 
     Args:
         cfg: Config. The model that is returned holds it as ``cfg``, with a ``test_pipeline``
-            without labels, which gives whole images (see :class:`EvalCenterCrop`).
+            without labels, which gives whole images.
         checkpoint: File, or an address that mmengine reads.
         device: Where the model goes. Defaults to ``'cpu'``.
 
@@ -50,11 +51,7 @@ def load_model(
     content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     _load_weights(model, content.get('state_dict', content), checkpoint)
     model.dataset_meta = _dataset_meta(content.get('meta', {}), cfg)
-    cfg.test_pipeline = [
-        transform
-        for transform in cfg.test_dataloader.dataset.pipeline
-        if transform['type'] not in ('LoadAnnotations', 'LoadSegAnnotations')
-    ]
+    cfg.test_pipeline = without_labels(cfg.test_dataloader.dataset.pipeline)
     model.cfg = cfg
     return model.to(device).eval()
 
@@ -146,8 +143,7 @@ def _dataset_meta(meta: dict[str, Any], cfg: Config) -> dict[str, Any]:
     if not known.get('classes'):
         dataset = next(iter_datasets(cfg.test_dataloader.dataset))
         # Asked of the class: some datasets cannot be built without their files.
-        stated = DATASETS.get(dataset['type']).METAINFO
-        known = dict(dataset.get('metainfo') or stated)
+        known = dict(dataset.get('metainfo') or class_of(dataset, DATASETS).METAINFO)
         if not known.get('classes'):
             raise ConfigError(
                 'neither the checkpoint nor the config names the classes; set '

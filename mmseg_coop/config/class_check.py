@@ -13,7 +13,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
-from ..datasets.faults.walk import iter_datasets
+from ..datasets.faults.walk import class_of, iter_datasets
 from ..errors import ConfigError
 from ..models._checks import check_losses, check_test_cfg
 from ..models.decode_heads import CooperativeDecodeHead, CoopHead
@@ -148,6 +148,5 @@ def _classes_of(dataset: Any) -> Any:
         if isinstance(classes, str):  # names a file of them, which mmengine reads if it is there
             return list_from_file(classes) if osp.isfile(classes) else None
         return classes
-    name = dataset.get('type') if isinstance(dataset, Mapping) else None
-    target = DATASETS.get(name) if isinstance(name, str) else name
+    target = class_of(dataset, DATASETS) if isinstance(dataset, Mapping) else None
     return getattr(target, 'METAINFO', {}).get('classes')

@@ -11,7 +11,7 @@ from mmseg.registry import TRANSFORMS
 
 from ...errors import ConfigError
 from ..transforms import LoadSegAnnotations, LoadSegImage
-from .walk import build_unread, iter_datasets, iter_transforms
+from .walk import build_unread, class_of, iter_datasets, iter_transforms
 
 
 def check_loading(dataset: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ def check_loading(dataset: dict[str, Any]) -> None:
         # A pipeline may stand in the config more than once.
         leaf['pipeline'] = copy.deepcopy(leaf['pipeline'])
         for step in iter_transforms(leaf['pipeline']):
-            kind = TRANSFORMS.get(step['type']) if isinstance(step['type'], str) else step['type']
+            kind = class_of(step, TRANSFORMS)
             if kind is LoadImageFromFile:
                 step['type'] = LoadSegImage.__name__
                 step.pop('ignore_empty', None)  # what becomes of faulty files is not for a pipeline
