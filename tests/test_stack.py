@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib import metadata
 
@@ -109,3 +110,18 @@ def test_import_makes_the_packages_scopes_known():
     assert MODULE2PACKAGE['mmpretrain'] == stack.modules['mmpretrain']
     assert MODULE2PACKAGE['mmseg_coop'] == 'mmseg_coop.registry'
     assert mmseg_coop.__version__
+
+
+def test_importing_the_package_imports_nothing_that_mmseg_does_not():
+    """Import takes as long as mmseg's own; what else a config names comes when it is built."""
+    code = (
+        'import sys\n'
+        'import mmseg.datasets, mmseg.evaluation, mmseg.models, mmseg.visualization\n'
+        "known = {*sys.stdlib_module_names, *(name.partition('.')[0] for name in sys.modules)}\n"
+        'import mmseg_coop.apis\n'
+        "print(*sorted({name.partition('.')[0] for name in sys.modules} - known))"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=600
+    )
+    assert done.stdout.splitlines()[-1] == 'mmseg_coop mmseg_coop_cli'

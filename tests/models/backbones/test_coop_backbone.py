@@ -6,7 +6,6 @@ from typing import ClassVar
 import pytest
 import timm
 import torch
-from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS  # noqa: F401  # registers the scope
 
 from mmseg_coop.models import CoopBackbone
 from tests.conftest import BACKBONES
