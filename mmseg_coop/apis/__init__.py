@@ -6,6 +6,7 @@ from .data_check import check_data
 from .export import export_onnx
 from .launch import build_runner, lock_work_dir
 from .model import build_model, load_model, require_file
+from .optimize import optimize_for_inference
 from .predict import Predictor, predict_images, predict_video
 from .testing import prepare_test, test
 from .training import prepare_training, train
@@ -20,6 +21,7 @@ __all__ = [
     'export_onnx',
     'load_model',
     'lock_work_dir',
+    'optimize_for_inference',
     'predict_images',
     'predict_video',
     'prepare_test',

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from mmseg.registry import MODELS
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmseg_coop.apis import optimize_for_inference
+from mmseg_coop.engine import precision
+from mmseg_coop.errors import InputError
+from tests.apis.test_folding import randomize
+
+IMAGE = torch.rand(1, 3, 65, 65)
+
+
+@pytest.fixture
+def model(coop_model_cfg):
+    model = MODELS.build(coop_model_cfg()).eval()
+    randomize(model)
+    return model
+
+
+def logits(model, image=IMAGE):
+    with torch.no_grad():
+        return model.encode_decode(image, [dict(img_shape=image.shape[2:])])
+
+
+def difference(found, expected):
+    """The largest, relative to the largest logit."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def test_the_default_is_exact_and_leaves_no_batch_norm(model):
+    expected = logits(model)
+    norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    fast = optimize_for_inference(model)
+    assert fast is model
+    assert fast.optimized == f'{norms} of {norms} batch norms folded, channels last'
+    assert difference(logits(fast), expected) < 1e-5
+    assert not [module for module in fast.modules() if isinstance(module, _BatchNorm)]
+    weight = fast.decode_head.networks.top.decoder[0].conv.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+
+
+def test_half_precision_is_inside_only(model):
+    expected = logits(model)
+    fast = optimize_for_inference(model, dtype=torch.bfloat16)
+    assert fast.decode_head.networks.top.conv_seg.weight.dtype == torch.bfloat16
+    for of in (fast, copy.deepcopy(fast)):
+        found = logits(of)
+        assert found.dtype == torch.float32
+        assert 1e-5 < difference(found, expected) < 0.05
+
+
+def test_a_processor_without_fast_bfloat16_is_said(model, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'cpuinfo').write_text('flags : avx2')
+    monkeypatch.setattr(precision, '_CPU_INFO', tmp_path / 'cpuinfo')
+    optimize_for_inference(model, dtype='bfloat16', fuse=False)
+    assert 'bfloat16 will be slow' in ''.join(capsys.readouterr())
+
+
+def test_a_copy_of_the_optimized_model_is_on_its_own(model):
+    fast = optimize_for_inference(model, dtype='bfloat16')
+    other = copy.deepcopy(fast)
+    for parameter in fast.parameters():
+        parameter.zero_()
+    assert logits(other).abs().max() > 0 == logits(fast).abs().max()
+
+
+def test_a_model_in_training_mode_is_refused(model):
+    model.decode_head.train()
+    with pytest.raises(InputError, match=r'CrossCoopEncoderDecoder is in training mode.*eval\(\)'):
+        optimize_for_inference(model)
+
+
+def test_a_model_that_is_optimized_stays_as_it_is(model):
+    fast = optimize_for_inference(model)
+    expected = logits(fast)
+    with pytest.warns(UserWarning, match=r'optimised already .*channels last.* stays as it is'):
+        assert optimize_for_inference(fast, dtype='bfloat16') is fast
+    assert torch.equal(logits(fast), expected)
+
+
+@pytest.mark.parametrize('dtype', ['float16', torch.int8, 'half'])
+def test_types_that_cannot_be_computed_in_are_refused(model, dtype):
+    with pytest.raises(InputError, match=f'{str(dtype)[-4:]} on cpu: take bfloat16'):
+        optimize_for_inference(model, dtype=dtype)
+    assert not hasattr(model, 'optimized')
+
+
+def test_folding_that_would_change_the_logits_is_said(model):
+    """A batch norm that a plain list holds as well is still run by that."""
+    conv, norm = (getattr(model.decode_head.networks.top.bottleneck, n) for n in ('conv', 'bn'))
+    hidden = [conv, norm, torch.nn.ReLU()]
+    model.decode_head.networks.top.bottleneck.forward = lambda x: torch.nn.Sequential(*hidden)(x)
+    with pytest.raises(InputError, match=r'changes its logits by .* fuse=False'):
+        optimize_for_inference(model)
