@@ -8,7 +8,6 @@ import random
 import subprocess
 from pathlib import Path
 
-import mmengine.config.config
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,6 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.visualization import Visualizer
 from mmseg.registry import MODELS
-from yapf.yapflib import yapf_api
 
 from mmseg_coop.config import forget_pretrained
 from mmseg_coop.datasets import CamVidDataset
@@ -25,27 +23,7 @@ from mmseg_coop.visualization import CoopLocalVisualizer
 from mmseg_coop_cli import load_tool, program
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYOUT = yapf_api.FormatCode
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
-
-
-def set_layout(patch, function):
-    for module in (mmengine.config.config, yapf_api):  # where OpenMMLab's and OneDL's take it
-        patch.setattr(module, 'FormatCode', function, raising=False)
-
-
-@pytest.fixture(scope='session', autouse=True)
-def _plain_configs():
-    """Configs are written without a layout, which takes mmengine longer than a tiny training."""
-    with pytest.MonkeyPatch.context() as patch:
-        set_layout(patch, lambda text, **_: (text, True))
-        yield
-
-
-@pytest.fixture
-def layout(monkeypatch):
-    """Configs are written with their layout all the same."""
-    set_layout(monkeypatch, LAYOUT)
 
 
 @pytest.fixture(autouse=True)

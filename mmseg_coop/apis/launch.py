@@ -94,6 +94,9 @@ def build_runner(cfg: Config, local_rank: int = 0, console: Console | None = Non
     _init_cpu_process_group(cfg)
     with config_errors(cfg, 'model'):
         spell_out_topology(cfg.get('model', {}))
+    # The config is written to the log, to two files and into every checkpoint. It reads well enough
+    # as it is; yapf's layout takes mmengine a second or more each time.
+    object.__setattr__(cfg, '_format_python_code', False)
     kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
     if kind is None:
         raise ConfigError(f'runner_type {cfg.runner_type!r} is not registered; import its module.')

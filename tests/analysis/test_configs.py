@@ -38,7 +38,6 @@ def test_written_config_is_the_resolved_one(mini, tool, tmp_path, suffix):
     assert tool(PRINT, mini, '--out', path, '--force').returncode == 0
 
 
-@pytest.mark.usefixtures('layout')
 def test_parts_and_differences(tool):
     part = tool(PRINT, PAIR, '--key', 'model.decode_head.topology')
     assert (part.returncode, part.stdout) == (0, "topology = 'cross'\n\n")
