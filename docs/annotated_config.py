@@ -52,7 +52,7 @@ model = dict(
     ),
     decode_head=dict(
         type='CrossCoopASPPHead',  # ASPP and decoder of each network, and the paths between them
-        networks=dict(  # what differs between the networks: channels of the two levels
+        networks=dict(  # what differs between the networks; left out, the channels are found
             top=dict(in_channels=2048, low_level_in_channels=256),
             bottom=dict(in_channels=2048, low_level_in_channels=256),
         ),

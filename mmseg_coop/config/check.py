@@ -140,7 +140,8 @@ def _bind_networks(
                 head: Any = target.head_class(network)
             except ValueError as error:
                 raise ConfigError(f'{place}: {error}') from error
-            around[place] = {**part, 'type': head}
+            # the segmentor fills in the channels
+            around[place] = {**dict.fromkeys(head.reads), **part, 'type': head}
             heads.append(constructor_keys(head))
     shared = {name: key for head in heads for name, key in head.known.items()}
     complete = bool(heads) and all(head.complete for head in heads)

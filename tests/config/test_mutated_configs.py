@@ -236,8 +236,8 @@ def test_all_that_is_not_refused_runs_or_is_refused_by_name(name, data_root, tmp
             'train_cfg has no max_iters, which Iter',
         ),
         (
-            {'model.decode_head.networks': dict(_delete_=True, top=dict(low_level_in_channels=8))},
-            'model.decode_head.networks.top has no in_channels, which DeepLabV3PlusHead needs',
+            {'model.decode_head': dict(_delete_=True, type='CoopHead', networks={})},
+            'model.decode_head has no num_classes, which CoopHead needs',
         ),
         (
             {'train_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'), 3]},

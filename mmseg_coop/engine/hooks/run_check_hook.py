@@ -37,6 +37,7 @@ class RunCheckHook(Hook):
         Raises:
             ConfigError: An interval is 0, a loop over the whole data loader has an endless sampler,
                 or the evaluation does not give what ``save_best`` names.
+            InputError: A head was built for other channels than its backbone has.
         """
         for hook in runner.hooks:
             if getattr(hook, 'interval', None) == 0:
@@ -54,6 +55,9 @@ class RunCheckHook(Hook):
             if None not in metrics:
                 _check_save_best(runner, [name for names in metrics for name in names or ()])
         if isinstance(runner._train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+            model = getattr(runner.model, 'module', runner.model)
+            if isinstance(model, CrossCoopEncoderDecoder):
+                model.check_channels()
             _check_schedules(runner, runner._train_loop)
             _check_custom_keys(runner)
 

@@ -124,15 +124,27 @@ class CoopBackbone(BaseModule):
             ValueError: A backbone returns something else than maps.
         """
         return {
-            name: _maps(
+            name: feature_maps(
                 name, backbone, self.renormalize[name](x) if name in self.renormalize else x
             )
             for name, backbone in self.networks.items()
         }
 
 
-def _maps(name: str, backbone: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """A backbone's feature pyramid, each level ``(N, C_i, H_i, W_i)``."""
+def feature_maps(name: str, backbone: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Extract a network's features.
+
+    Args:
+        name: Name of the network, for the message.
+        backbone: Its backbone.
+        x: What this takes, ``(N, C, H, W)``.
+
+    Returns:
+        Its feature pyramid, each level ``(N, C_i, H_i, W_i)``.
+
+    Raises:
+        ValueError: The backbone returns something else than maps.
+    """
     levels = backbone(x)
     # Some backbones of mmseg return a bare map if they have a single level.
     levels = (levels,) if isinstance(levels, Tensor) else tuple(levels)

@@ -15,6 +15,7 @@ from ...errors import InputError
 from ..cooperation import Cooperation
 from ..cooperation.networks import check_network_names
 from .cooperative_decode_head import CooperativeDecodeHead
+from .levels import check_levels, fill_in_channels
 
 
 @MODELS.register_module()
@@ -27,7 +28,7 @@ class CoopHead(BaseModule):
     Args:
         networks: For every network, by name and in order (the first is the paper's "top"), the
             ``type`` of its head, a :class:`CooperativeDecodeHead`, and the arguments that differ
-            from those of the others, ``in_channels`` above all.
+            from those of the others.
         num_classes: Number of classes.
         topology: Who sends to whom: ``'none'``, ``'one_way'`` (each network to those after it),
             ``'cross'`` (each to all others), or a mapping from a receiver to its senders. Defaults
@@ -39,6 +40,9 @@ class CoopHead(BaseModule):
         norm_cfg: Normalisation of the heads and the paths. Defaults to ``dict(type='BN')``.
         act_cfg: Activation of the heads and the paths. Defaults to ``dict(type='ReLU')``.
         align_corners: Passed to every interpolation. Defaults to False.
+        pyramid_channels: Channels of the levels of every network's feature pyramid, from which
+            ``in_channels`` and the like are taken where they are left out;
+            :class:`CrossCoopEncoderDecoder` fills it in. Defaults to None.
         init_cfg: Initialisation of the parameters. Defaults to None; the heads bring their own.
         **kwargs: Further arguments of every head, e.g. ``channels`` or ``loss_decode``.
 
@@ -82,6 +86,7 @@ class CoopHead(BaseModule):
         norm_cfg: dict[str, Any] | None = None,
         act_cfg: dict[str, Any] | None = None,
         align_corners: bool = False,
+        pyramid_channels: Mapping[str, Sequence[int]] | None = None,
         init_cfg: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -95,7 +100,7 @@ class CoopHead(BaseModule):
         )
         self.networks = ModuleDict(
             {
-                name: self._build_head(name, {**shared, **kwargs, **own})
+                name: self._build_head(name, {**shared, **kwargs, **own}, pyramid_channels)
                 for name, own in networks.items()
             }
         )
@@ -119,10 +124,26 @@ class CoopHead(BaseModule):
         self.ignore_index = first.ignore_index
         self.align_corners = align_corners
 
-    def _build_head(self, network: str, arguments: dict[str, Any]) -> CooperativeDecodeHead:
+    def _build_head(
+        self,
+        network: str,
+        arguments: dict[str, Any],
+        pyramid_channels: Mapping[str, Sequence[int]] | None,
+    ) -> CooperativeDecodeHead:
         try:
             head = self.head_class(arguments)
+            left_out = [key for key in head.reads if arguments.get(key) is None]
+            if left_out and pyramid_channels is not None:
+                channels = pyramid_channels[network]
+                arguments = fill_in_channels(head.reads, arguments, channels, network)
+            elif 'in_channels' in left_out:
+                raise ValueError(
+                    'in_channels is left out; give it, or pyramid_channels for all networks, or '
+                    'use CrossCoopEncoderDecoder, which asks the backbones.'
+                )
             return head(**{key: value for key, value in arguments.items() if key != 'type'})
+        except InputError:  # names the network
+            raise
         except ValueError as error:
             raise ValueError(f'network {network!r}: {error}') from error
 
@@ -169,6 +190,18 @@ class CoopHead(BaseModule):
         """Names of the networks, in order."""
         return tuple(self.networks)
 
+    def check_channels(self, pyramid_channels: Mapping[str, Sequence[int]]) -> None:
+        """Compare feature pyramids with what the heads were built for.
+
+        Args:
+            pyramid_channels: Channels of the levels of networks' feature pyramids.
+
+        Raises:
+            ValueError: A level is missing or has other channels.
+        """
+        for name, channels in pyramid_channels.items():
+            check_levels(self.networks[name].input_channels, channels, name)
+
     def forward(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """Run all networks.
 
@@ -186,8 +219,9 @@ class CoopHead(BaseModule):
                 f'the backbone has the networks {list(inputs)}, the decode head '
                 f'{list(self.networks)}; use the same names in both.'
             )
-        for name, head in self.networks.items():
-            head.check_inputs(inputs[name], name)
+        self.check_channels(
+            {name: [level.shape[1] for level in levels] for name, levels in inputs.items()}
+        )
         return self.cooperation({n: head.steps(inputs[n]) for n, head in self.networks.items()})
 
     def loss(

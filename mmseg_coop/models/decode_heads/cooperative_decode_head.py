@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -14,9 +14,9 @@ from mmseg.utils import SampleList
 from torch import Tensor
 from typing_extensions import override
 
-from ...errors import InputError
 from .._checks import check_fraction, check_losses, check_positive
 from ..cooperation import Steps, run_in_step
+from .levels import READS, Reads, check_levels
 
 
 class CooperativeDecodeHead(BaseDecodeHead):
@@ -39,6 +39,10 @@ class CooperativeDecodeHead(BaseDecodeHead):
     Raises:
         ValueError: A number is out of its range, or a loss does not fit the outputs.
     """
+
+    #: The arguments for channels of the feature pyramid, which :class:`CrossCoopEncoderDecoder`
+    #: fills in; each with that for the level, and the default of the latter.
+    reads: ClassVar[Reads] = READS
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class CooperativeDecodeHead(BaseDecodeHead):
     @property
     def input_channels(self) -> dict[int, int]:
         """Channels expected at each used index of the feature pyramid."""
-        return {self.in_index: self.in_channels}
+        return {getattr(self, index): getattr(self, key) for key, (index, _) in self.reads.items()}
 
     @abstractmethod
     def steps(self, inputs: Sequence[Tensor]) -> Steps:
@@ -97,7 +101,7 @@ class CooperativeDecodeHead(BaseDecodeHead):
 
     @override
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        self.check_inputs(inputs)
+        check_levels(self.input_channels, [level.shape[1] for level in inputs])
         return run_in_step(dict(head=self.steps(inputs)))['head']
 
     @override
@@ -117,31 +121,3 @@ class CooperativeDecodeHead(BaseDecodeHead):
             ignore_index=self.ignore_index,
         )
         return losses
-
-    def check_inputs(self, inputs: Sequence[Tensor], network: str = '') -> None:
-        """Compare the feature pyramid with what the head was built for.
-
-        Args:
-            inputs: Feature pyramid, each ``(N, C_i, H_i, W_i)``.
-            network: Name of the network, for the message. Defaults to ''.
-
-        Raises:
-            ValueError: A level is missing or has other channels.
-        """
-        where = f' of network {network!r}' if network else ''
-        pyramid = [feature.shape[1] for feature in inputs]
-        for index, channels in self.input_channels.items():
-            if not -len(inputs) <= index < len(inputs):
-                raise InputError(
-                    f'the decode head{where} takes level {index} of the feature pyramid, but the '
-                    f'backbone returns {len(inputs)} levels; choose an index below that or extend '
-                    "the backbone's out_indices."
-                )
-            # While it is traced, a size is a tensor, and torch would warn about the comparison.
-            if not torch.jit.is_tracing() and pyramid[index] != channels:
-                raise InputError(
-                    f'the decode head{where} was built for {channels} channels at level {index} of '
-                    f'the feature pyramid, but the backbone returns {pyramid[index]} there (its '
-                    f'levels have {pyramid} channels); change in_channels '
-                    '(low_level_in_channels) or the index.'
-                )

@@ -21,6 +21,7 @@ from ...errors import InputError
 from .._checks import check_all_positive, check_positive
 from ..cooperation import Steps
 from .cooperative_decode_head import CooperativeDecodeHead
+from .levels import READS
 
 
 @MODELS.register_module()
@@ -37,7 +38,8 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
         in_index: Level of the backbone's output in the feature pyramid. Defaults to -1.
         dilations: Rates of the convolutional branches; (1, 12, 24, 36) suits output stride 8.
             Defaults to (1, 6, 12, 18).
-        low_level_in_channels: Channels of the low-level feature. Defaults to 256.
+        low_level_in_channels: Channels of the low-level feature. Defaults to 256; within
+            :class:`CrossCoopEncoderDecoder`, to what is found.
         low_level_index: Its level in the feature pyramid. Defaults to 0.
         low_level_channels: Channels it is projected to. Defaults to 48.
         num_decoder_convs: 3x3 convolutions of the decoder. Defaults to 2.
@@ -57,6 +59,8 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
         >>> head([torch.rand(1, 8, 16, 16), torch.rand(1, 32, 4, 4)]).shape
         torch.Size([1, 19, 16, 16])
     """
+
+    reads = dict(READS, low_level_in_channels=('low_level_index', 0))
 
     def __init__(
         self,
@@ -122,11 +126,6 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
             low_level=(self.low_level.out_channels,),
             decoder=(self.channels,) * len(self.decoder),
         )
-
-    @property
-    @override
-    def input_channels(self) -> dict[int, int]:
-        return {self.in_index: self.in_channels, self.low_level_index: self.low_level_in_channels}
 
     def steps(self, inputs: Sequence[Tensor]) -> Steps:
         """Run DeepLabV3+, offering its maps after each layer; see the base class.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,8 +15,10 @@ from mmseg.utils import OptSampleList, SampleList
 from torch import Tensor
 from typing_extensions import override
 
+from .._channels import ChannelsUnknown, PyramidChannels
 from .._checks import check_test_cfg
 from ..cooperation.networks import ENSEMBLE
+from ..decode_heads import CoopHead
 
 
 @MODELS.register_module()
@@ -37,7 +41,9 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
     Args:
         backbone: Config of a :class:`CoopBackbone`. Its ``input_normalize`` is filled in from the
             data preprocessor.
-        decode_head: Config of a :class:`CrossCoopASPPHead` or :class:`CrossCoopDPAHead`.
+        decode_head: Config of a :class:`CoopHead`. Channels of the feature pyramids that it leaves
+            out are found; those that it gives are compared with the ones of the backbones before
+            the training, see :meth:`check_channels`, and with the first image.
         data_preprocessor: Config of the data preprocessor. Defaults to None.
         test_cfg: mmseg's test settings (``mode``, ``crop_size``, ``stride``) and ``output``.
             Defaults to ``dict(mode='whole')``.
@@ -58,10 +64,7 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         ...     ),
         ...     decode_head=dict(
         ...         type='CrossCoopASPPHead',
-        ...         networks=dict(
-        ...             top=dict(in_channels=320, low_level_in_channels=24),
-        ...             bottom=dict(in_channels=512, low_level_in_channels=64),
-        ...         ),
+        ...         networks=dict(top={}, bottom={}),
         ...         channels=16,
         ...         num_classes=3,
         ...     ),
@@ -95,23 +98,42 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
             test_cfg=test_cfg,
             **kwargs,
         )
-        if not hasattr(self.decode_head, 'network_names'):
-            raise ValueError(
-                f'decode_head type={decode_head["type"]!r} has no networks; use CrossCoopASPPHead '
-                'or CrossCoopDPAHead, or EncoderDecoder for a plain head.'
-            )
-        names = {
-            part: list(getattr(getattr(self, part), 'networks', ()))
-            for part in ('backbone', 'decode_head')
-        }
-        if set(names['backbone']) != set(names['decode_head']):
-            raise ValueError(
-                f'backbone.networks has the names {names["backbone"]}, decode_head.networks '
-                f'{names["decode_head"]}; use the same names in both.'
-            )
         # The sliding window sums up this many maps.
         self.out_channels = len(self.decode_head.network_names) * self.decode_head.out_channels
         self.chosen_output  # noqa: B018  # an unknown output is said now, not after the training
+
+    @override
+    def _init_decode_head(self, decode_head: dict[str, Any]) -> None:
+        backbones = getattr(self.backbone, 'networks', {})
+        self.pyramid_channels = PyramidChannels(
+            backbones, getattr(self.data_preprocessor, 'size', None)
+        )
+        name = decode_head.get('type')
+        head = MODELS.get(name) if isinstance(name, str) else name
+        if not inspect.isclass(head) or not issubclass(head, CoopHead):
+            raise ValueError(
+                f'decode_head type={name!r} has no networks; use CrossCoopASPPHead '
+                'or CrossCoopDPAHead, or EncoderDecoder for a plain head.'
+            )
+        names = list(decode_head.get('networks', ()))
+        if names and {*names} != {*backbones}:
+            raise ValueError(
+                f'backbone.networks has the names {[*backbones]}, decode_head.networks {names}; '
+                'use the same names in both.'
+            )
+        super()._init_decode_head({**decode_head, 'pyramid_channels': self.pyramid_channels})
+        self.decode_head.check_channels(self.pyramid_channels)
+
+    def check_channels(self) -> None:
+        """Compare the channels that a config gives with those of the backbones.
+
+        Raises:
+            ValueError: A level is missing or has other channels.
+        """
+        for network in self.backbone.networks:
+            with suppress(ChannelsUnknown):  # the first image shows them
+                self.pyramid_channels[network]
+        self.decode_head.check_channels(self.pyramid_channels)
 
     @property
     def output_names(self) -> tuple[str, ...]:

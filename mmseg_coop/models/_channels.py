@@ -1,0 +1,85 @@
+"""Finds the channels of feature pyramids, so that a config need not say them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .backbones.coop_backbone import feature_maps
+
+
+class ChannelsUnknown(InputError):
+    """A backbone cannot be asked for its channels."""
+
+
+class PyramidChannels(dict[str, tuple[int, ...]]):
+    """Channels of the levels of every network's feature pyramid, by network.
+
+    A network is asked when its entry is wanted for the first time. Some backbones declare them; of
+    all others a copy without numbers (on torch's meta device, or else on the CPU) runs on an image.
+    Neither weights nor statistics nor the random state change.
+
+    Args:
+        backbones: Backbone of every network.
+        size: Height and width of the image, since some backbones fit one size only. None: a size
+            that the backbone names, or else 224. Defaults to None.
+    """
+
+    def __init__(
+        self, backbones: Mapping[str, nn.Module], size: int | Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.backbones = backbones
+        self.size = size
+
+    def __missing__(self, network: str) -> tuple[int, ...]:
+        backbone = self.backbones[network]
+        self[network] = _declared(backbone) or self._of_a_trial(network, backbone)
+        return self[network]
+
+    def _of_a_trial(self, network: str, backbone: nn.Module) -> tuple[int, ...]:
+        size = self.size or getattr(backbone, 'img_size', 224)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)[:2]
+        stem = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
+        image = torch.zeros(1, stem.in_channels if stem else 3, height, width)
+        reason: Exception
+        for device in ('meta', 'cpu'):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                try:
+                    levels = feature_maps(network, _copy_to(backbone, device), image.to(device))
+                    return tuple(level.shape[1] for level in levels)
+                except (AssertionError, RuntimeError) as error:
+                    reason = error
+        raise ChannelsUnknown(
+            f'the backbone of network {network!r} does not run on an image of {height}x{width} to '
+            f'show its channels ({type(reason).__name__}: {reason}); give the data preprocessor the '
+            "size of the images, or write the head's in_channels."
+        ) from reason
+
+
+def _declared(backbone: Any) -> tuple[int, ...] | None:
+    """Channels that a backbone of timm, or one of ours, says that it returns."""
+    info = getattr(getattr(backbone, 'timm_model', None), 'feature_info', None)
+    if hasattr(info, 'channels'):
+        return tuple(info.channels())
+    declared = getattr(backbone, 'out_channels', None)
+    # Elsewhere out_channels may be those of a layer.
+    return declared if isinstance(declared, tuple) and hasattr(backbone, 'strides') else None
+
+
+def _copy_to(module: nn.Module, device: str) -> nn.Module:
+    """Copy a module to a device without a copy in between, ready to evaluate."""
+    tensors: dict[int, Tensor] = {}
+    for tensor in chain(module.parameters(), module.buffers()):
+        moved = tensor.detach().to(device, copy=True)
+        parameter = isinstance(tensor, nn.Parameter)
+        tensors[id(tensor)] = nn.Parameter(moved, requires_grad=False) if parameter else moved
+    copied = copy.deepcopy(module, tensors)
+    copied.eval()
+    return copied

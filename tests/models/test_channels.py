@@ -1,0 +1,146 @@
+"""Channels of feature pyramids are found without a trace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS  # noqa: F401  # registers the scope
+from mmseg.registry import MODELS
+
+from mmseg_coop.models import CoopBackbone
+from mmseg_coop.models._channels import PyramidChannels
+from tests.conftest import BACKBONES
+
+
+def timm_backbone(name, **arguments):
+    return dict(type='TIMMBackbone', model_name=name, pretrained=False, **arguments)
+
+
+class OnCpuOnly(BaseModule):
+    """Looks at a value of the image, which the meta device does not have."""
+
+    def forward(self, x):
+        return x[:, :2] * x.sum().item()
+
+
+class OnGpuOnly(BaseModule):
+    def forward(self, x):
+        raise RuntimeError('no kernel for the CPU')
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'size', 'expected'),
+    [
+        (BACKBONES['resnet'], (64, 48), (8, 64)),
+        (dict(BACKBONES['resnet'], in_channels=5), None, (8, 64)),
+        (BACKBONES['mobilenet'], 33, (8, 80)),
+        (
+            dict(
+                type='MixVisionTransformer',
+                embed_dims=8,
+                num_layers=[1, 1, 1, 1],
+                num_heads=[1, 2, 5, 8],
+                out_indices=(0, 3),
+            ),
+            None,
+            (8, 64),
+        ),
+        (
+            dict(
+                type='BEiT', img_size=32, embed_dims=24, num_layers=2, num_heads=2, out_indices=[1]
+            ),
+            None,
+            (24,),
+        ),
+        (
+            dict(
+                type='mmpretrain.VisionTransformer',
+                arch=dict(embed_dims=12, num_layers=1, num_heads=2, feedforward_channels=8),
+                img_size=64,
+                out_type='featmap',
+            ),
+            None,
+            (12,),
+        ),
+        (timm_backbone('convnext_atto', out_indices=(0, 2)), None, (40, 160)),
+        (timm_backbone('swin_tiny_patch4_window7_224', out_indices=(1,)), 64, (192,)),
+        (dict(type='Xception', depth=41, out_indices=(1, 4)), None, (256, 2048)),
+        (dict(type=OnCpuOnly), None, (2,)),
+    ],
+    ids=lambda value: str(value.get('model_name', value['type'])) if 'type' in str(value) else '',
+)
+@pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
+def test_channels_are_found_and_nothing_else_changes(backbone, size, expected, training):
+    model = CoopBackbone(networks=dict(top=copy.deepcopy(backbone))).train(training)
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    channels = PyramidChannels(model.networks, size)
+    assert not channels
+    assert channels['top'] == expected
+    assert channels == dict(top=expected)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+    assert all(parameter.device.type == 'cpu' for parameter in model.parameters())
+    assert all(module.training == training for module in model.modules() if module is not model)
+
+
+class TestSegmentor:
+    @pytest.fixture(autouse=True)
+    def _configs(self, coop_model_cfg):
+        self.cfg = coop_model_cfg
+
+    def test_what_is_left_out_is_what_would_be_written(self):
+        """The same parameters in the same order, and the same random numbers."""
+        written, found = self.cfg(), self.cfg(dict(top='resnet', bottom='mobilenet'))
+        found['decode_head']['networks'] = dict(top={}, bottom=dict(in_channels=80))
+        given = copy.deepcopy(found)
+        states = []
+        for cfg in (written, found):
+            torch.manual_seed(0)
+            model = MODELS.build(cfg)
+            model.init_weights()
+            states.append(model.state_dict())
+        assert [*states[0]] == [*states[1]]
+        assert all(map(torch.equal, states[0].values(), states[1].values()))
+        assert found == given
+
+    @pytest.mark.parametrize(
+        ('top', 'message'),
+        [
+            (dict(in_channels=12), r"of network 'top' was built for 12 channels .*\[8, 64\]"),
+            (dict(low_level_in_channels=4), 'was built for 4 channels at level 0'),
+            (dict(in_index=2), r"of network 'top' takes level 2 .* returns 2 levels"),
+            (dict(low_level_index=-3), 'takes level -3'),
+        ],
+    )
+    def test_what_does_not_fit_is_named_when_it_is_built(self, top, message):
+        cfg = self.cfg()
+        cfg['decode_head']['networks']['top'] = top
+        with pytest.raises(ValueError, match=message):
+            MODELS.build(cfg)
+
+    def test_written_channels_are_compared_before_the_training(self):
+        cfg = self.cfg()
+        MODELS.build(cfg).check_channels()
+        cfg['decode_head']['networks']['bottom']['in_channels'] = 81
+        with pytest.raises(ValueError, match="'bottom' was built for 81 channels"):
+            MODELS.build(cfg).check_channels()
+
+    def test_a_backbone_that_cannot_be_asked_needs_written_channels(self):
+        cfg = self.cfg()
+        cfg['backbone']['networks']['top'] = dict(type=OnGpuOnly)
+        MODELS.build(cfg).check_channels()
+        cfg['decode_head']['networks']['top'] = {}
+        message = r"'top' does not run on an image of 64x64 .*no kernel for the CPU.*in_channels"
+        with pytest.raises(ValueError, match=message):
+            MODELS.build(cfg)
+
+
+def test_a_head_alone_says_what_to_do():
+    head = dict(type='CrossCoopDPAHead', networks=dict(top={}), channels=8, num_classes=3)
+    with pytest.raises(ValueError, match="'top': in_channels is left out; give it, or pyramid_ch"):
+        MODELS.build(head)
+    built = MODELS.build(dict(head, pyramid_channels=dict(top=(4, 6))))
+    assert built.networks['top'].in_channels == 6
