@@ -44,7 +44,7 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
         return self[network]
 
     def _of_a_trial(self, network: str, backbone: nn.Module) -> tuple[int, ...]:
-        size = self.size or getattr(backbone, 'img_size', 224)
+        size: Any = self.size or getattr(backbone, 'img_size', 224)
         height, width = (size, size) if isinstance(size, int) else tuple(size)[:2]
         stem = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
         image = torch.zeros(1, stem.in_channels if stem else 3, height, width)
@@ -58,14 +58,14 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
                     reason = error
         raise ChannelsUnknown(
             f'the backbone of network {network!r} does not run on an image of {height}x{width} to '
-            f'show its channels ({type(reason).__name__}: {reason}); give the data preprocessor the '
-            "size of the images, or write the head's in_channels."
+            f'show its channels ({type(reason).__name__}: {reason}); give the data preprocessor '
+            "the size of the images, or write the head's in_channels."
         ) from reason
 
 
 def _declared(backbone: Any) -> tuple[int, ...] | None:
     """Channels that a backbone of timm, or one of ours, says that it returns."""
-    info = getattr(getattr(backbone, 'timm_model', None), 'feature_info', None)
+    info: Any = getattr(getattr(backbone, 'timm_model', None), 'feature_info', None)
     if hasattr(info, 'channels'):
         return tuple(info.channels())
     declared = getattr(backbone, 'out_channels', None)

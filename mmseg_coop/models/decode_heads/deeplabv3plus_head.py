@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
@@ -60,7 +60,7 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
         torch.Size([1, 19, 16, 16])
     """
 
-    reads = dict(READS, low_level_in_channels=('low_level_index', 0))
+    reads: ClassVar = dict(READS, low_level_in_channels=('low_level_index', 0))
 
     def __init__(
         self,

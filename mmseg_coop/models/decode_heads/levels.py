@@ -78,4 +78,3 @@ def _at(index: int, channels: Sequence[int], network: str) -> int:
 
 def _of(network: str) -> str:
     return f' of network {network!r}' if network else ''
-
