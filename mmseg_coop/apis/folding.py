@@ -14,7 +14,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
-from typing_extensions import override
+from typing_extensions import Self, override
+
+from ..models.decode_heads.join_conv import JoinConv2d
 
 
 def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> Any:
@@ -86,6 +88,24 @@ class _Observer(TorchDispatchMode):
             id(m._parameters.get('weight')): m for m in modules if isinstance(m, _ConvNd)
         }
         self._norms = {id(m.running_mean): m for m in modules if isinstance(m, _BatchNorm)}
+        #: These take several steps to their result, with parts of their weight.
+        self._joining = [m for m in modules if isinstance(m, JoinConv2d)]
+        self._hooks: list[Any] = []
+
+    @override
+    def __enter__(self) -> Self:
+        self._hooks = [m.register_forward_hook(self._note) for m in self._joining]
+        return super().__enter__()
+
+    @override
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def _note(self, conv: _ConvNd, _: Any, result: Any) -> None:
+        result.read_by = []
+        self.results.append((conv, result.read_by))
 
     @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,8 +118,7 @@ class _Observer(TorchDispatchMode):
         if func is torch.ops.aten.convolution.default and not args[6]:  # not transposed
             conv = self._convs.get(id(args[1]))
             if conv is not None and conv.bias is args[2]:
-                result.read_by = []
-                self.results.append((conv, result.read_by))
+                self._note(conv, args, result)
         return result
 
 

@@ -112,15 +112,12 @@ class CoopIoUMetric(IoUMetric):
                 )
             if not self.format_only:
                 label = self._label(sample, chosen)
-                self.results.append(
-                    {
-                        name: self.intersect_and_union(
-                            label_map, label, num_classes, self.ignore_index
-                        )
-                        # An empty name stands for the chosen output.
-                        for name, label_map in {'': chosen, **maps}.items()
-                    }
-                )
+                areas = {
+                    name: self.intersect_and_union(label_map, label, num_classes, self.ignore_index)
+                    for name, label_map in (maps or {'': chosen}).items()
+                }
+                # An empty name stands for the chosen output.
+                self.results.append({'': areas[self._chosen], **areas})
             if self.output_dir is not None:
                 self._write(sample, chosen, maps)
 

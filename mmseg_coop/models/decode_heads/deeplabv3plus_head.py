@@ -21,6 +21,7 @@ from ...errors import InputError
 from .._checks import check_all_positive, check_positive
 from ..cooperation import Steps
 from .cooperative_decode_head import CooperativeDecodeHead
+from .join_conv import JoinConv2d
 from .levels import READS
 
 
@@ -105,16 +106,16 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
         self.low_level = ConvModule(low_level_in_channels, low_level_channels, 1, **layer)
         conv_class = DepthwiseSeparableConvModule if separable else ConvModule
         conv_layer = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg) if separable else layer
+        # A convolution of the user's own type is left as it is.
+        self.joins = not separable and self.conv_cfg is None
+        joining = {**conv_layer, 'padding': 1}
+        if self.joins:
+            joining['conv_cfg'] = dict(type=JoinConv2d, align_corners=self.align_corners)
         self.decoder = ModuleList(
-            conv_class(
-                channels + low_level_channels if index == 0 else channels,
-                channels,
-                3,
-                padding=1,
-                **conv_layer,
-            )
-            for index in range(num_decoder_convs)
+            [conv_class(channels + low_level_channels, channels, 3, **joining)]
         )
+        for _ in range(num_decoder_convs - 1):
+            self.decoder.append(conv_class(channels, channels, 3, padding=1, **conv_layer))
 
     @property
     @override
@@ -151,10 +152,12 @@ class DeepLabV3PlusHead(CooperativeDecodeHead):
         x = yield 'aspp_output', x
 
         low_level = yield 'low_level', self.low_level(inputs[self.low_level_index])
-        x = torch.cat([self._resize(x, low_level), low_level], dim=1)
+        maps: Any = (x, low_level)
+        if not self.joins:
+            maps = torch.cat([self._resize(x, low_level), low_level], dim=1)
         for conv in self.decoder:
-            x = yield 'decoder', conv(x)
-        return self.conv_seg(x)
+            maps = yield 'decoder', conv(maps)
+        return self.conv_seg(maps)
 
     def _resize(self, feature: Tensor, like: Tensor) -> Tensor:
         return resize(

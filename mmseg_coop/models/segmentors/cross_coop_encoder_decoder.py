@@ -201,7 +201,9 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         logits: list[dict[str, Tensor]] = [{} for _ in seg_logits]
         # The chosen output comes last, so that it is the one that stays in the samples.
         for name in sorted(outputs, key=lambda name: name == chosen):
-            samples = super().postprocess_result(outputs[name], data_samples)
+            # The largest of many classes is found several times faster where they lie side by side.
+            each = outputs[name].contiguous(memory_format=torch.channels_last)
+            samples = super().postprocess_result(each, data_samples)
             for index, sample in enumerate(samples):
                 maps[index][name] = sample.pred_sem_seg.data
                 if self.test_cfg.get('keep_logits', False):
