@@ -94,7 +94,15 @@ def export_onnx(
     ):
         parts = [Path(folder, file.name) for file in files]
         write = _write_traced if exporter == 'trace' else _write_dynamo
-        write(deployed, example, parts[0], dynamic, opset)
+        try:
+            write(deployed, example, parts[0], dynamic, opset)
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error).partition('. Please')[0].splitlines()[0]
+            other = 'dynamo' if exporter == 'trace' else 'trace'
+            raise CoopError(
+                f'the exporter {exporter!r} cannot write this model: {reason}; try --exporter '
+                f'{other}.'
+            ) from error
         _add_metadata(parts[0], values)
         runs = [('ONNX', onnx_runner(parts[0], deployed.outputs), batch, shapes)]
         if program:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError
 from ..models.decode_heads import CoopHead
+from ..models.decode_heads.levels import READS
 from .parts import OUR_SCOPES, SPLITS, find_types, short, similar_types, walk
 from .signatures import Key, Keys, constructor_keys, mismatch
 
@@ -141,7 +142,7 @@ def _bind_networks(
             except ValueError as error:
                 raise ConfigError(f'{place}: {error}') from error
             # the segmentor fills in the channels
-            around[place] = {**dict.fromkeys(head.reads), **part, 'type': head}
+            around[place] = {**dict.fromkeys(getattr(head, 'reads', READS)), **part, 'type': head}
             heads.append(constructor_keys(head))
     shared = {name: key for head in heads for name, key in head.known.items()}
     complete = bool(heads) and all(head.complete for head in heads)

@@ -17,6 +17,7 @@ from ..datasets.faults.walk import class_of, iter_datasets
 from ..errors import ConfigError
 from ..models._checks import check_losses, check_test_cfg
 from ..models.decode_heads import CooperativeDecodeHead, CoopHead
+from ..models.decode_heads.plain_head import is_plain
 from .parts import SPLITS, find_types, walk
 
 
@@ -104,12 +105,8 @@ def means_classes_of_data(head: Any) -> bool:
     Returns:
         Whether it has.
     """
-    if not inspect.isclass(head) or issubclass(head, (CoopHead, CooperativeDecodeHead)):
-        return inspect.isclass(head)
-    return all(
-        getattr(head, name, None) is getattr(BaseDecodeHead, name)
-        for name in ('loss_by_feat', 'predict', 'predict_by_feat')
-    )
+    ours = inspect.isclass(head) and issubclass(head, (CoopHead, CooperativeDecodeHead))
+    return ours or is_plain(head)
 
 
 def check_model(model: nn.Module) -> None:

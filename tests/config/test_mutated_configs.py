@@ -236,6 +236,10 @@ def test_all_that_is_not_refused_runs_or_is_refused_by_name(name, data_root, tmp
             'train_cfg has no max_iters, which Iter',
         ),
         (
+            {'model.decode_head.networks.top': dict(_delete_=True, type='FPNHead')},
+            'model.decode_head.networks.top has no feature_strides, which FPNHead needs',
+        ),
+        (
             {'train_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'), 3]},
             'train_dataloader.dataset.pipeline.1 is 3 (int), but CamVidDataset takes pipeline: Lis',
         ),

@@ -121,6 +121,12 @@ class Cooperation(BaseModule):
         self.layers = dict(layers[names[0]])
         self.others = {name: {*sites} - shared for name, sites in site_channels.items()}
         sites = list(self.layers)
+        if connections is None and not sites and (paths or {}).get('topology') != 'none':
+            offered = '; '.join(f'{name} has {[*own]}' for name, own in site_channels.items())
+            raise ValueError(
+                f'the networks have no site in common: {offered}; choose other heads, or '
+                "topology='none' for networks that do not cooperate."
+            )
         connections = sites if connections is None else list(connections)
         for site in connections:
             if site not in sites:

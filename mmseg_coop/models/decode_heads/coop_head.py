@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from mmengine.model import BaseModule, ModuleDict
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
 from ...errors import InputError
-from ..cooperation import Cooperation
+from ..cooperation import Cooperation, Steps
 from ..cooperation.networks import check_network_names
 from .cooperative_decode_head import CooperativeDecodeHead
-from .levels import check_levels, fill_in_channels
+from .levels import READS, check_levels, fill_in_channels
+from .plain_head import is_plain, levels_read, plain_steps, why_not_plain
 
 
 @MODELS.register_module()
@@ -23,12 +25,15 @@ class CoopHead(BaseModule):
     """Several decode heads, one a network, that exchange feature maps at their sites.
 
     Each network keeps its own classifier and its own loss; the total is their sum (equation 1).
-    Heads of different types exchange at the sites that all of them have.
+    Heads of different types exchange at the sites that all of them have. Heads of mmseg that return
+    one map of logits offer the levels of the feature pyramid that they read, at the site
+    ``pyramid``: of several numbers of levels, the last ones, from the deepest on. Beside heads with
+    sites of their own they offer what theirs share, the deepest level, as ``input``.
 
     Args:
         networks: For every network, by name and in order (the first is the paper's "top"), the
-            ``type`` of its head, a :class:`CooperativeDecodeHead`, and the arguments that differ
-            from those of the others.
+            ``type`` of its head, a :class:`CooperativeDecodeHead` or a plain head of mmseg, and the
+            arguments that differ from those of the others.
         num_classes: Number of classes.
         topology: Who sends to whom: ``'none'``, ``'one_way'`` (each network to those after it),
             ``'cross'`` (each to all others), or a mapping from a receiver to its senders. Defaults
@@ -47,9 +52,9 @@ class CoopHead(BaseModule):
         **kwargs: Further arguments of every head, e.g. ``channels`` or ``loss_decode``.
 
     Raises:
-        ValueError: No network, a reserved or impossible name, an unknown head, site, topology or
-            fusion, or networks that differ in their classes, in the ignored label or in the
-            threshold.
+        ValueError: No network, a reserved or impossible name, an unknown head or one with other
+            outputs, an unknown site, topology or fusion, no site in common, or networks that differ
+            in their classes, in the ignored label or in the threshold.
 
     Example:
         >>> import torch
@@ -98,14 +103,20 @@ class CoopHead(BaseModule):
             act_cfg=act_cfg or dict(type='ReLU'),
             align_corners=align_corners,
         )
-        self.networks = ModuleDict(
-            {
-                name: self._build_head(name, {**shared, **kwargs, **own}, pyramid_channels)
-                for name, own in networks.items()
-            }
-        )
+        self.networks = ModuleDict()
+        #: Channels of the levels that every network reads.
+        self.input_channels: dict[str, dict[int, int]] = {}
+        for name, own in networks.items():
+            self.networks[name], self.input_channels[name] = self._build_head(
+                name, {**shared, **kwargs, **own}, pyramid_channels
+            )
+        plain = [n for n, h in self.networks.items() if not isinstance(h, CooperativeDecodeHead)]
+        self.plain_site = 'pyramid' if len(plain) == len(self.networks) else 'input'
+        count = 1 if self.plain_site == 'input' else min(map(len, self.input_channels.values()))
+        #: Levels that every plain head offers.
+        self.plain_levels = {name: list(self.input_channels[name])[-count:] for name in plain}
         self.cooperation = Cooperation(
-            site_channels={name: head.site_channels for name, head in self.networks.items()},
+            site_channels={name: self._site_channels(name) for name in self.networks},
             connections=connections,
             paths=dict(
                 topology=topology,
@@ -129,26 +140,50 @@ class CoopHead(BaseModule):
         network: str,
         arguments: dict[str, Any],
         pyramid_channels: Mapping[str, Sequence[int]] | None,
-    ) -> CooperativeDecodeHead:
+    ) -> tuple[BaseDecodeHead, dict[int, int]]:
+        """Build a network's head; return it with the channels of the levels that it reads."""
         try:
             head = self.head_class(arguments)
-            left_out = [key for key in head.reads if arguments.get(key) is None]
+            reads = getattr(head, 'reads', READS)
+            left_out = [key for key in reads if arguments.get(key) is None]
             if left_out and pyramid_channels is not None:
                 channels = pyramid_channels[network]
-                arguments = fill_in_channels(head.reads, arguments, channels, network)
+                arguments = fill_in_channels(reads, arguments, channels, network)
             elif 'in_channels' in left_out:
                 raise ValueError(
                     'in_channels is left out; give it, or pyramid_channels for all networks, or '
                     'use CrossCoopEncoderDecoder, which asks the backbones.'
                 )
-            return head(**{key: value for key, value in arguments.items() if key != 'type'})
+            built = head(**{key: value for key, value in arguments.items() if key != 'type'})
         except InputError:  # names the network
             raise
         except ValueError as error:
             raise ValueError(f'network {network!r}: {error}') from error
+        except AssertionError as error:  # of mmseg's heads, mostly without a word
+            raise ValueError(
+                f'network {network!r}: {head.__name__} refuses '
+                f'in_channels={arguments["in_channels"]}, in_index={arguments.get("in_index", -1)} '
+                f'or another argument ({error or "an assertion failed"}); a head that reads '
+                'several levels takes a list of them, in_index=[0, 1, 2, 3].'
+            ) from error
+        if isinstance(built, CooperativeDecodeHead):
+            return built, built.input_channels
+        return built, levels_read(built, arguments)
+
+    def _site_channels(self, network: str) -> dict[str, tuple[int, ...]]:
+        if network not in self.plain_levels:
+            return self.networks[network].site_channels
+        channels = self.input_channels[network]
+        return {self.plain_site: tuple(channels[level] for level in self.plain_levels[network])}
+
+    def _steps(self, network: str, inputs: Sequence[Tensor]) -> Steps:
+        head = self.networks[network]
+        if network not in self.plain_levels:
+            return head.steps(inputs)
+        return plain_steps(head, inputs, self.plain_site, self.plain_levels[network])
 
     @classmethod
-    def head_class(cls, network: Mapping[str, Any]) -> type[CooperativeDecodeHead]:
+    def head_class(cls, network: Mapping[str, Any]) -> type[BaseDecodeHead]:
         """Find the class of a network's head.
 
         Args:
@@ -158,7 +193,7 @@ class CoopHead(BaseModule):
             The class that its ``type`` names, or else the default one.
 
         Raises:
-            ValueError: There is no type, or that of a head that offers no sites.
+            ValueError: There is no type, or that of a head that cannot cooperate.
         """
         name = network.get('type', cls.head_type)
         if name is None:
@@ -166,12 +201,12 @@ class CoopHead(BaseModule):
                 f"{cls.__name__} needs to know the head; give a type, such as 'DeepLabV3PlusHead'."
             )
         head = MODELS.get(name) if isinstance(name, str) else name
-        if not inspect.isclass(head) or not issubclass(head, CooperativeDecodeHead):
-            raise ValueError(
-                f'type={name!r} is no head that offers sites; use DeepLabV3PlusHead, DPAHead, or '
-                'derive one from CooperativeDecodeHead and register it.'
-            )
-        return head
+        if is_plain(head) or (inspect.isclass(head) and issubclass(head, CooperativeDecodeHead)):
+            return head
+        raise ValueError(
+            f'type={name!r} {why_not_plain(head)}; use a head such as DeepLabV3PlusHead, DPAHead '
+            "or mmseg's SegformerHead, or derive one from CooperativeDecodeHead and register it."
+        )
 
     def _check_agreement(self, num_classes: int) -> None:
         """Compare what the networks have to share, as they share labels and the ensemble."""
@@ -200,7 +235,7 @@ class CoopHead(BaseModule):
             ValueError: A level is missing or has other channels.
         """
         for name, channels in pyramid_channels.items():
-            check_levels(self.networks[name].input_channels, channels, name)
+            check_levels(self.input_channels[name], channels, name)
 
     def forward(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """Run all networks.
@@ -222,7 +257,7 @@ class CoopHead(BaseModule):
         self.check_channels(
             {name: [level.shape[1] for level in levels] for name, levels in inputs.items()}
         )
-        return self.cooperation({n: head.steps(inputs[n]) for n, head in self.networks.items()})
+        return self.cooperation({name: self._steps(name, inputs[name]) for name in self.networks})
 
     def loss(
         self,
@@ -249,74 +284,3 @@ class CoopHead(BaseModule):
             name: head.predict_by_feat(seg_logits[name], batch_img_metas)
             for name, head in self.networks.items()
         }
-
-
-@MODELS.register_module()
-class CrossCoopASPPHead(CoopHead):
-    """DeepLabV3+ heads with cross cooperative connections.
-
-    The proposed method of "Fusion of Different Features by Cross Cooperative Learning for Semantic
-    Segmentation" (Ikedo and Hotta, VISAPP 2022), section 3. Its predecessor, its ablations and its
-    baselines are settings of this class:
-
-    =============================  ==============================================================
-    method                         setting
-    =============================  ==============================================================
-    ours                           ``topology='cross'``
-    conventional                   ``topology='one_way'``
-    w/o all path, ensemble         ``topology='none'``
-    without Connection 1           ``connections=['aspp', 'aspp_output', 'low_level', 'decoder']``
-    without Connection 2           ``connections=['input', 'aspp', 'low_level', 'decoder']``
-    single network                 one entry in ``networks``
-    =============================  ==============================================================
-
-    Args:
-        networks: By name, arguments of :class:`DeepLabV3PlusHead` in which the networks differ.
-        **kwargs: Arguments of :class:`CoopHead`, and those of :class:`DeepLabV3PlusHead` that
-            all networks share.
-
-    Example:
-        >>> import torch
-        >>> head = CrossCoopASPPHead(
-        ...     networks=dict(
-        ...         top=dict(in_channels=32, low_level_in_channels=8),
-        ...         bottom=dict(in_channels=16, low_level_in_channels=4),
-        ...     ),
-        ...     channels=8,
-        ...     num_classes=3,
-        ... ).eval()
-        >>> top = [torch.rand(2, 8, 16, 16), torch.rand(2, 32, 4, 4)]
-        >>> bottom = [torch.rand(2, 4, 16, 16), torch.rand(2, 16, 4, 4)]
-        >>> {name: tuple(x.shape) for name, x in head(dict(top=top, bottom=bottom)).items()}
-        {'top': (2, 3, 16, 16), 'bottom': (2, 3, 16, 16)}
-    """
-
-    head_type = 'DeepLabV3PlusHead'
-
-
-@MODELS.register_module()
-class CrossCoopDPAHead(CoopHead):
-    """DPANet heads with cooperative paths.
-
-    The predecessor of cross cooperative learning ("Feature Sharing Cooperative Network for Semantic
-    Segmentation", Ikedo and Hotta, VISAPP 2021) let two DANets cooperate. DPANet has the layout of
-    DANet, so this is its idea on cheaper attention; the sites are those of :class:`DPAHead`.
-
-    Args:
-        networks: By name, arguments of :class:`DPAHead` in which the networks differ.
-        **kwargs: Arguments of :class:`CoopHead`, and those of :class:`DPAHead` that all
-            networks share.
-
-    Example:
-        >>> import torch
-        >>> head = CrossCoopDPAHead(
-        ...     networks=dict(top=dict(in_channels=32), bottom=dict(in_channels=16)),
-        ...     channels=8,
-        ...     num_classes=3,
-        ... ).eval()
-        >>> logits = head(dict(top=[torch.rand(1, 32, 8, 8)], bottom=[torch.rand(1, 16, 8, 8)]))
-        >>> {name: tuple(x.shape) for name, x in logits.items()}
-        {'top': (1, 3, 8, 8), 'bottom': (1, 3, 8, 8)}
-    """
-
-    head_type = 'DPAHead'

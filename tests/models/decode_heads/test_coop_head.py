@@ -13,6 +13,9 @@ from mmseg_coop.models import DeepLabV3PlusHead, DPAHead
 from tests.models.base import NO_BATCH_STATISTICS, HeadSuite, labelled
 
 DEEPLAB = dict(type='DeepLabV3PlusHead', in_channels=12, low_level_in_channels=5)
+SEGFORMER = dict(type='SegformerHead', in_channels=[5, 10], in_index=[0, -1])
+FCN = dict(type='FCNHead', in_channels=12, num_convs=1)
+CONCAT = dict(in_channels=[5, 10], in_index=[0, -1], input_transform='resize_concat')
 DPA = dict(type='DPAHead', in_channels=10, key_sizes=(1, 3), value_sizes=(1, 3))
 
 
@@ -36,16 +39,15 @@ class CoopHeadSuite(HeadSuite):
     def build(self, variant=None, **changed):
         head = super().build(variant, **changed)
         self.networks = {
-            name: dict(in_channels=network.in_channels) for name, network in head.networks.items()
+            name: dict(in_channels=next(number for number in read.values() if number != 5))
+            for name, read in head.input_channels.items()
         }
         return head
 
     def shapes(self, model, size, batch):
         (pyramids,) = self.inputs(size, batch)
-        return [
-            (batch, 3, *pyramids[name][isinstance(head, DPAHead)].shape[2:])
-            for name, head in model.networks.items()
-        ]
+        levels = {name: 0 if 0 in read else -1 for name, read in model.input_channels.items()}
+        return [(batch, 3, *pyramids[name][level].shape[2:]) for name, level in levels.items()]
 
     @pytest.mark.parametrize('apart', [dict(topology='none'), dict(connections=[])], ids=str)
     @torch.no_grad()
@@ -107,12 +109,18 @@ class CoopHeadSuite(HeadSuite):
 class TestCoopHead(CoopHeadSuite):
     type = 'CoopHead'
     arguments: ClassVar = dict(CoopHeadSuite.arguments, networks=dict(top=DEEPLAB, bottom=DPA))
-    variants: ClassVar = dict(sum={}, gated=dict(fusion=dict(type='GatedFusion')))
+    variants: ClassVar = dict(
+        sum={},
+        gated=dict(fusion=dict(type='GatedFusion')),
+        beside_a_plain_head=dict(networks=dict(top=DEEPLAB, bottom=SEGFORMER)),
+    )
     sites = ('input',)
     refusals = (
         (dict(networks=dict(top=dict(in_channels=16))), "'top': CoopHead needs to know the head"),
-        (dict(networks=dict(top=dict(DPA, type='FCNHead'))), "'FCNHead' is no head that"),
-        (dict(networks=dict(top=dict(DPA, type='DPHead'))), "'top': type='DPHead' is no head that"),
+        (
+            dict(networks=dict(top=dict(DPA, type='DPHead'))),
+            "'top': type='DPHead' is not registered",
+        ),
         (dict(connections=['aspp']), r"'aspp' of top alone.*have are \['input'\]"),
         (dict(connections=['inputs']), "unknown site 'inputs'"),
         (dict(num_classes=-1), 'num_classes=-1 is not a positive integer'),
@@ -132,6 +140,124 @@ class TestCoopHead(CoopHeadSuite):
         losses = self.build().loss(*self.inputs(self.sizes[0]), labelled(2, (18, 14)))
         bottom = {f'bottom.{output}.loss_ce' for output in ('fused', 'spa', 'cpa')}
         assert {name for name in losses if 'loss' in name} == {'top.loss_ce', *bottom}
+
+
+class TestPlainHeads(CoopHeadSuite):
+    """Heads of mmseg."""
+
+    type = 'CoopHead'
+    arguments: ClassVar = dict(
+        CoopHeadSuite.arguments,
+        networks=dict(
+            top=dict(type='UPerHead', in_channels=[5, 12], in_index=[0, 1], pool_scales=(1, 2)),
+            bottom=SEGFORMER,
+        ),
+    )
+    variants: ClassVar = dict(
+        sum={},
+        gated=dict(fusion=dict(type='GatedFusion'), topology=dict(bottom=['top'])),
+        concat=dict(networks=dict(top=SEGFORMER, bottom=dict(FCN, **CONCAT))),
+        deepest=dict(networks=dict(top=SEGFORMER, bottom=FCN)),
+    )
+    sites = ('pyramid',)
+    refusals = (
+        *(
+            (dict(networks=dict(top=dict(FCN, type=name))), rf"'top': type='{name}' {reason}")
+            for name, reason in dict(
+                Mask2FormerHead='has other outputs than one map of logits',
+                MaskFormerHead='has other outputs',
+                IterativeDecodeHead='has outputs of its own',  # K-Net
+                DAHead=r'has outputs of its own \(in loss_by_feat, predict\)',
+                SideAdapterCLIPHead='has outputs of its own',
+                OCRHead='refines the output of another head',
+                PointHead='refines the output of another head',
+                ResNet='has other outputs',
+            ).items()
+        ),
+        (dict(connections=['input']), r"unknown site 'input'; .*\['pyramid'\]"),
+        (dict(networks=dict(top=SEGFORMER, bottom=dict(FCN, num_classes=4))), 'num_classes is'),
+        (
+            dict(networks=dict(top=dict(type='UPerHead', in_channels=12))),
+            r"'top': UPerHead refuses in_channels=12, in_index=-1 .* list",
+        ),
+    )
+
+    @torch.no_grad()
+    def test_every_level_is_exchanged_and_the_heads_know_nothing_of_it(self):
+        head = self.build().eval()
+        (x,) = self.inputs(self.sizes[0])
+        assert [type(network).__name__ for network in head.networks.values()] == [
+            'UPerHead',
+            'SegformerHead',
+        ]
+        paths, out = head.cooperation.paths['pyramid'], head(x)
+        assert len(paths) == 2
+        merged = [
+            path({name: levels[index] for name, levels in x.items()})
+            for index, path in enumerate(paths)
+        ]
+        for name, network in head.networks.items():
+            assert torch.equal(out[name], network([level[name] for level in merged]))
+        assert not any('backbone' in name for name, _ in head.named_parameters())
+
+    @torch.no_grad()
+    def test_a_head_of_one_level_meets_the_deepest_of_the_others(self):
+        head = self.build('deepest').eval()
+        (x,) = self.inputs(self.sizes[0])
+        (path,) = head.cooperation.paths['pyramid']
+        merged = path({name: levels[-1] for name, levels in x.items()})
+        for name, network in head.networks.items():
+            assert torch.equal(head(x)[name], network([x[name][0], merged[name]]))
+
+
+#: Plain heads of mmseg, and what they cannot do without.
+PLAIN = dict(
+    ANNHead=dict(project_channels=4, key_pool_scales=(1, 2)),
+    APCHead=dict(pool_scales=(1, 2)),
+    ASPPHead=dict(dilations=(1, 2)),
+    DMHead=dict(filter_sizes=(1, 3)),
+    DepthwiseSeparableASPPHead=dict(c1_in_channels=5, c1_channels=4, dilations=(1, 2)),
+    DepthwiseSeparableFCNHead={},
+    EMAHead=dict(ema_channels=8, num_bases=4, num_stages=2),
+    FCNHead={},
+    FPNHead=dict(feature_strides=[4, 8]),
+    GCHead={},
+    ISAHead=dict(isa_channels=4, down_factor=(2, 2)),
+    LightHamHead=dict(ham_channels=8, ham_kwargs=dict(MD_R=4)),
+    NLHead={},
+    PSPHead=dict(pool_scales=(1, 2)),
+    SegformerHead={},
+    UPerHead=dict(pool_scales=(1, 2)),
+)
+SEVERAL = ('ANNHead', 'FPNHead', 'LightHamHead', 'SegformerHead', 'UPerHead')
+
+
+@pytest.mark.parametrize('name', PLAIN)
+def test_plain_heads_of_mmseg_receive_and_send(name):
+    levels = dict(in_index=[0, 1]) if name in SEVERAL else {}
+    head = MODELS.build(
+        dict(
+            type='CoopHead',
+            networks=dict(top=dict(type=name, **levels, **PLAIN[name]), bottom=FCN),
+            pyramid_channels=dict(top=(5, 12), bottom=(6, 12)),
+            norm_cfg=dict(type='GN', num_groups=2),
+            channels=8,
+            num_classes=3,
+        )
+    )
+    pyramids = {
+        network: [torch.rand(2, c, s, s).requires_grad_() for c, s in ((low, 16), (12, 8))]
+        for network, low in (('top', 5), ('bottom', 6))
+    }
+    for own, other in (('top', 'bottom'), ('bottom', 'top')):
+        out = head(pyramids)[own]
+        assert out.shape[:2] == (2, 3)
+        (gradient,) = torch.autograd.grad(out.square().sum(), [pyramids[other][1]])
+        assert gradient.any()
+    losses = head.loss(pyramids, labelled(2, (18, 14)), train_cfg={})
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
 
 
 class TestCrossCoopASPPHead(CoopHeadSuite):
