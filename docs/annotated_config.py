@@ -73,7 +73,7 @@ model = dict(
 )
 
 optim_wrapper = dict(
-    type='OptimWrapper',  # AmpOptimWrapper, or train.py --amp, for mixed precision
+    type='OptimWrapper',  # BFloat16OptimWrapper, or train.py --amp, for mixed precision
     optimizer=dict(type='SGD', lr=0.007, momentum=0.9, weight_decay=1e-4),
     paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),  # pretrained: a tenth
 )

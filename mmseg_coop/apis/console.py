@@ -31,7 +31,8 @@ class Console(logging.Handler):
     """Takes the place of the console's handler in the logger of a run.
 
     Of the log it shows warnings and errors, and of what is only information the tables of an
-    evaluation. Inside ``with``, Python's warnings go to the log file instead of the console.
+    evaluation and what is logged with ``extra=dict(on_console=True)``. Inside ``with``, Python's
+    warnings go to the log file instead of the console.
     """
 
     def __init__(self) -> None:
@@ -81,7 +82,7 @@ class Console(logging.Handler):
         if record.levelno > logging.INFO:
             if not any(noise in text for noise in _NOISE):
                 self.write(f'{record.levelname.lower()}: {text}')
-        elif '\n+--' in text:
+        elif '\n+--' in text or getattr(record, 'on_console', False):
             self.write(text.strip('\n'))
 
     def write(self, text: str) -> None:

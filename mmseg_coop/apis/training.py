@@ -47,7 +47,9 @@ def prepare_training(
     work_dir: str | None = None,
     cfg_options: Mapping[str, Any] | Sequence[str] | None = None,
     resume: str | None = None,
-    amp: bool = False,
+    amp: str | None = None,
+    channels_last: bool = False,
+    compile: bool = False,
     no_validate: bool = False,
     data_faults: str = 'stop',
     launcher: str = 'none',
@@ -61,7 +63,10 @@ def prepare_training(
         cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
         resume: Checkpoint to resume from; ``'auto'`` takes the latest of the work directory, if
             there is one. Defaults to None: the training starts as the config says.
-        amp: Whether to train with automatic mixed precision. Defaults to False.
+        amp: Type for mixed precision: ``'float16'``, ``'bfloat16'``, or ``'auto'``, bfloat16 on the
+            CPU and float16 elsewhere. Defaults to None: the precision that the config says.
+        channels_last: Whether to add :class:`ChannelsLastHook`. Defaults to False.
+        compile: Whether to add :class:`CompileHook`. Defaults to False.
         no_validate: Whether to train without evaluations. Defaults to False.
         data_faults: ``'stop'`` at a file that cannot be used, or ``'skip'`` it. Defaults to
             ``'stop'``.
@@ -85,20 +90,31 @@ def prepare_training(
     if file is not None:
         require_file(file)
         cfg.resume, cfg.load_from = True, file
-    if amp:
-        if get_device() == 'cpu':
-            raise ConfigError(
-                '--amp needs an accelerator: mmengine has no mixed precision on the CPU. Leave it '
-                'out.'
-            )
-        wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise ConfigError(
-                f'--amp replaces OptimWrapper, but the config has optim_wrapper.type={wrapper!r}; '
-                'set mixed precision in the config.'
-            )
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if amp is not None:
+        _mix_precision(cfg, amp)
+    hooks = [hook.get('type') for hook in cfg.setdefault('custom_hooks', [])]
+    for hook, wanted in (('ChannelsLastHook', channels_last), ('CompileHook', compile)):
+        if wanted and hook not in hooks:
+            cfg.custom_hooks.append(dict(type=hook))
     splits = ('train',) if no_validate else ('train', 'val')
     check_data(cfg, splits=splits, data_faults=data_faults)
     return cfg
+
+
+def _mix_precision(cfg: Config, dtype: str) -> None:
+    """Choose the optimizer wrapper that trains in a precision; ``'auto'`` asks the device."""
+    on_cpu = get_device() == 'cpu'
+    if dtype == 'float16' and on_cpu:
+        raise ConfigError('--amp float16 needs an accelerator; on the CPU use --amp bfloat16.')
+    choices = dict(float16='AmpOptimWrapper', bfloat16='BFloat16OptimWrapper')
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', *choices.values()):
+        raise ConfigError(
+            f'--amp replaces OptimWrapper, but the config has optim_wrapper.type={wrapper.type!r}; '
+            'set mixed precision in the config.'
+        )
+    if dtype == 'auto':
+        dtype = 'bfloat16' if on_cpu else 'float16'
+    wrapper.type = choices[dtype]
+    for key in ('dtype', 'loss_scale', 'use_fsdp'):  # of a wrapper that the config has chosen
+        wrapper.pop(key, None)

@@ -1,7 +1,15 @@
 """Engine: hooks, and the loading of checkpoints."""
 
+from .bfloat16_optim_wrapper import BFloat16OptimWrapper
 from .exact_train_loop import ExactIterBasedTrainLoop
-from .hooks import AtomicCheckpointHook, CountSkippedStepsHook, NonFiniteLossHook, RecordIoUHook
+from .hooks import (
+    AtomicCheckpointHook,
+    ChannelsLastHook,
+    CompileHook,
+    CountSkippedStepsHook,
+    NonFiniteLossHook,
+    RecordIoUHook,
+)
 from .loader_guards import guard_checkpoint_loaders
 from .safe_checkpoint import load_checkpoint_data
 from .timm_checkpoint import load_from_timm
@@ -10,6 +18,9 @@ guard_checkpoint_loaders()
 
 __all__ = [
     'AtomicCheckpointHook',
+    'BFloat16OptimWrapper',
+    'ChannelsLastHook',
+    'CompileHook',
     'CountSkippedStepsHook',
     'ExactIterBasedTrainLoop',
     'NonFiniteLossHook',

@@ -126,6 +126,38 @@ def test_train_resumes_from_the_latest_or_starts_as_the_config_says(tmp_path, mo
     assert prepare() == (True, str(latest))
 
 
+@pytest.mark.parametrize(
+    ('device', 'amp', 'wrapper'),
+    [
+        ('cpu', 'auto', 'BFloat16OptimWrapper'),
+        ('cpu', 'bfloat16', 'BFloat16OptimWrapper'),
+        ('cuda', 'auto', 'AmpOptimWrapper'),
+        ('cuda', 'bfloat16', 'BFloat16OptimWrapper'),
+        ('cuda', 'float16', 'AmpOptimWrapper'),
+        ('cuda', None, 'AmpOptimWrapper'),
+    ],
+)
+def test_options_for_speed_replace_what_the_config_says(device, amp, wrapper, monkeypatch):
+    monkeypatch.setattr('mmseg_coop.apis.training.check_data', lambda *_, **__: None)
+    monkeypatch.setattr('mmseg_coop.apis.training.get_device', lambda: device)
+    options = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}
+    options['custom_hooks'] = [dict(type='CompileHook', backend='eager')]
+    cfg = prepare_training(
+        str(CONFIG), cfg_options=options, amp=amp, channels_last=True, compile=True
+    )
+    assert cfg.custom_hooks == [*options['custom_hooks'], dict(type='ChannelsLastHook')]
+    assert cfg.optim_wrapper.type == wrapper
+    assert ('dtype' in cfg.optim_wrapper) == (amp is None)
+    assert cfg.optim_wrapper.optimizer.type == 'SGD'
+
+
+def test_mixed_precision_leaves_a_wrapper_of_ones_own_alone(monkeypatch):
+    with pytest.raises(ConfigError, match=r"optim_wrapper\.type='DeepSpeedOptimWrapper'"):
+        prepare_training(
+            str(CONFIG), cfg_options={'optim_wrapper.type': 'DeepSpeedOptimWrapper'}, amp='auto'
+        )
+
+
 def test_the_config_that_a_run_writes_builds_the_same_paths(tmp_path, monkeypatch):
     """Mmengine sorts the networks in it, which would turn one_way around."""
     # nor is it laid out, which takes a second each time

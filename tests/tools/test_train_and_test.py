@@ -90,11 +90,12 @@ def test_resuming_from_a_checkpoint_or_the_latest(trained, run, tmp_path):
     assert re.findall(r'^train +(\d)/5 ', printed, re.MULTILINE) == ['5']
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='mixed precision needs a GPU')
-def test_training_with_amp(run, tmp_path):
-    run('train', '--work-dir', tmp_path, '--amp', '--no-validate')
-    config = next(tmp_path.glob('*/vis_data/config.py')).read_text()
-    assert "type='AmpOptimWrapper'" in config
+def test_training_with_the_options_for_speed(run, tmp_path):
+    run('train', '--work-dir', tmp_path, '--amp', '--channels-last', '--no-validate')
+    cfg = Config.fromfile(next(tmp_path.glob('*/vis_data/config.py')))
+    on_cpu = not torch.cuda.is_available()
+    assert cfg.optim_wrapper.type == ('BFloat16OptimWrapper' if on_cpu else 'AmpOptimWrapper')
+    assert cfg.custom_hooks[-1] == dict(type='ChannelsLastHook')
 
 
 def test_testing_reports_draws_and_writes_every_output(best, run, mini_data, tmp_path):
@@ -145,9 +146,9 @@ def test_tta_reports_every_output_and_the_chosen_one_first(best, run, tmp_path):
             r'no \*.tiff image in .*img_dir/train; check data_root',
         ),
         pytest.param(
-            ['train', '--amp'],
+            ['train', '--amp', 'float16'],
             '',
-            '--amp needs an accelerator',
+            '--amp float16 needs an accelerator; on the CPU use --amp bfloat16',
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'),
         ),
     ],

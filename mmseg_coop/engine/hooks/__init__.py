@@ -1,6 +1,8 @@
 """Hooks."""
 
+from .channels_last_hook import ChannelsLastHook
 from .checkpoint_hook import AtomicCheckpointHook
+from .compile_hook import CompileHook
 from .count_skipped_steps_hook import CountSkippedStepsHook
 from .non_finite_loss_hook import NonFiniteLossHook
 from .record_iou_hook import RecordIoUHook
@@ -8,6 +10,8 @@ from .skipped_files_hook import SkippedFilesHook
 
 __all__ = [
     'AtomicCheckpointHook',
+    'ChannelsLastHook',
+    'CompileHook',
     'CountSkippedStepsHook',
     'NonFiniteLossHook',
     'RecordIoUHook',
