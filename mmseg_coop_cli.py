@@ -90,6 +90,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         'default: stop',
     ),
     '--device': dict(help='cpu, cuda or cuda:N; default: cuda where there is one'),
+    '--dtype': dict(
+        choices=['bfloat16', 'float16'],
+        help='compute in half precision, float16 on a GPU only; default: float32',
+    ),
     '--force': dict(action='store_true', help='overwrite files that exist'),
     '--jobs': dict(
         type=at_least(1), default=1, metavar='N', help='processes that share the work; default: 1'
@@ -104,6 +108,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     '--local-rank': dict(type=int, default=0, help=argparse.SUPPRESS),
     '--max-images': dict(type=at_least(1), metavar='N', help='stop after N images; default: all'),
     '--opacity': dict(type=float, default=0.5, help='of the classes, 0 to 1; default: 0.5'),
+    '--optimize': dict(
+        action='store_true',
+        help='fold batch norms and lay out memory as NHWC: the same but for rounding, in less time',
+    ),
     '--out': dict(help='file or folder to write'),
     '--outputs': dict(
         nargs='+', metavar='NAME', help='outputs such as top or ensemble; default: all'
@@ -119,13 +127,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 #: What the tools take that evaluate a checkpoint.
 EVALUATION = (
     *('config', 'checkpoint', '--split', '--max-images', '--out', '--force'),
-    *('--device', '--cfg-options'),
+    *('--device', '--optimize', '--dtype', '--cfg-options'),
 )
 #: What converters of weights take alike.
 CONVERSION = ('source', 'destination', '--force')
 #: What the demos take alike.
 PREDICTION = (
-    *('config', 'checkpoint', '--outputs', '--device', '--opacity', '--force', '--cfg-options'),
+    *('config', 'checkpoint', '--outputs', '--device', '--optimize', '--dtype', '--opacity'),
+    *('--force', '--cfg-options'),
 )
 #: What train and test take alike.
 RUN = ('--work-dir', '--cfg-options', '--launcher', '--data-faults', '--local-rank')

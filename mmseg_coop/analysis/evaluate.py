@@ -40,6 +40,7 @@ def open_model(
     split: str = 'test',
     device: str | None = None,
     cfg_options: Mapping[str, Any] | Sequence[str] | None = None,
+    **options: Any,
 ) -> Any:
     """Build a model with the weights of a checkpoint and check the data it is run on.
 
@@ -49,6 +50,7 @@ def open_model(
         split: Whose data. Defaults to ``'test'``.
         device: Where the model goes. Defaults to None: CUDA where there is one.
         cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
+        **options: ``optimize`` and ``dtype``, as of :func:`load_model`.
 
     Returns:
         The model, which holds the config as ``cfg``, see :func:`load_model`.
@@ -61,7 +63,7 @@ def open_model(
     if cfg.get(f'{split}_dataloader') is None:
         raise ConfigError(f'{config} has no {split}_dataloader.')
     check_data(cfg, splits=(split,))
-    return load_model(cfg, checkpoint, device=choose_device(device))
+    return load_model(cfg, checkpoint, device=choose_device(device), **options)
 
 
 def open_subject(config: str, checkpoint: str, *, split: str = 'test', **options: Any) -> Subject:

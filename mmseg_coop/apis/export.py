@@ -42,6 +42,7 @@ def export_onnx(
     opset: int | None = None,
     program: bool = False,
     tolerance: float = 1e-4,
+    optimize: bool = False,
     force: bool = False,
     cfg_options: Sequence[str] | None = None,
 ) -> None:
@@ -61,6 +62,7 @@ def export_onnx(
             file. Defaults to False.
         tolerance: Largest difference to PyTorch, relative to the largest logit, or to 1 if the
             logits are smaller. Defaults to 1e-4.
+        optimize: Whether to fold batch norms. Defaults to False.
         force: Whether to replace files. Defaults to False.
         cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
 
@@ -77,7 +79,7 @@ def export_onnx(
         )
     cfg = load_config(config, cfg_options=cfg_options)
     height, width = size or image_size(cfg)
-    model = load_model(cfg, checkpoint)
+    model = load_model(cfg, checkpoint, optimize=optimize)
     deployed = DeployedModel(model, choose_outputs(model, outputs)).eval().requires_grad_(False)
     values = _metadata(cfg, model, deployed, None if dynamic else (height, width))
     shapes = [(height, width)]

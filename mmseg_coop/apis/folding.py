@@ -61,7 +61,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> Any:
             and not any((m._forward_hooks or m._forward_pre_hooks) for m in (conv, norm))
         ):
             _fold(conv, norm)
-            rests[norm] = rest
+            rests[norm] = rest.eval()
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child in rests:

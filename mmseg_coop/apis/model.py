@@ -20,10 +20,16 @@ from ..config import config_errors, forget_pretrained
 from ..datasets.faults.walk import class_of, iter_datasets
 from ..errors import CheckpointError, ConfigError, first_few
 from .label_maps import without_labels
+from .optimize import optimize_for_inference
 
 
 def load_model(
-    cfg: Config, checkpoint: str, *, device: str | torch.device = 'cpu'
+    cfg: Config,
+    checkpoint: str,
+    *,
+    device: str | torch.device = 'cpu',
+    optimize: bool = False,
+    dtype: str | None = None,
 ) -> BaseSegmentor:
     """Build the model of a config with the weights of a checkpoint, ready for ``mmseg.apis``.
 
@@ -35,6 +41,9 @@ def load_model(
             without labels, which gives whole images.
         checkpoint: File, or an address that mmengine reads.
         device: Where the model goes. Defaults to ``'cpu'``.
+        optimize: Whether to fold batch norms and lay out memory as NHWC, see
+            :func:`optimize_for_inference`. Defaults to False.
+        dtype: What to compute in, see there. Defaults to None: float32.
 
     Returns:
         The model in evaluation mode, with ``dataset_meta`` (``classes`` and ``palette``) from the
@@ -45,6 +54,7 @@ def load_model(
         FileNotFoundError: There is no such checkpoint.
         CheckpointError: The weights do not fit the model.
         ConfigError: Nothing names the classes.
+        InputError: ``dtype`` does not fit the device.
     """
     require_file(checkpoint)
     model = revert_sync_batchnorm(build_model(cfg))
@@ -53,7 +63,10 @@ def load_model(
     model.dataset_meta = _dataset_meta(content.get('meta', {}), cfg)
     cfg.test_pipeline = without_labels(cfg.test_dataloader.dataset.pipeline)
     model.cfg = cfg
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if optimize or dtype:
+        optimize_for_inference(model, fuse=optimize, channels_last=optimize, dtype=dtype)
+    return model
 
 
 def build_model(cfg: Config) -> BaseSegmentor:

@@ -122,19 +122,27 @@ def _parts(model: BaseSegmentor) -> Iterator[nn.Module]:
 
 
 def _autocast(model: BaseSegmentor, device: str, dtype: torch.dtype) -> None:
-    """Let the parts of a model run under autocast, and return float32."""
-    for module in model.modules():
-        # What autocast would cast in every call. Classes of others may compute with the weight.
-        if isinstance(module, (_ConvNd, nn.Linear)) and type(module).__module__[:9] == 'torch.nn.':
-            module.to(dtype)
+    """Let the parts of a model run under autocast, but for its classifiers, and return float32."""
 
-    def forward(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def run(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device, dtype):
-            result = type(part).forward(part, *args, **kwargs)
-        return tree_map(_float, result)
+            return tree_map(_float, type(part).forward(part, *args, **kwargs))
 
+    def classify(classifier: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(device, enabled=False):
+            return type(classifier).forward(classifier, x.float())
+
+    # A method goes along with a copy of the model, which a function would not.
     for part in _parts(model):
-        part.forward = MethodType(forward, part)  # of which a copy of the model gets its own
+        part.forward = MethodType(run, part)
+    for name, module in model.named_modules():
+        words = name.split('.')
+        if words[-1] == 'conv_seg':  # costs next to nothing, and rounded logits change labels
+            module.forward = MethodType(classify, module)
+        # Classes of others may compute with their weights.
+        is_plain = type(module).__module__.startswith('torch.nn.')
+        if is_plain and 'conv_seg' not in words and isinstance(module, (_ConvNd, nn.Linear)):
+            module.to(dtype)  # which autocast would do in every call
 
 
 def _float(value: Any) -> Any:

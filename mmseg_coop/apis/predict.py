@@ -37,6 +37,7 @@ class Predictor:
         checkpoint: Checkpoint: a file, or an address that mmengine reads.
         outputs: Names of the outputs to draw. Defaults to None: all.
         device: Where to compute. Defaults to None: CUDA where there is one.
+        **options: ``optimize`` and ``dtype``, as of :func:`load_model`.
         opacity: Of the classes, 0 to 1. Defaults to 0.5.
         cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
 
@@ -54,11 +55,12 @@ class Predictor:
         device: str | None = None,
         opacity: float = 0.5,
         cfg_options: Sequence[str] | None = None,
+        **options: Any,
     ) -> None:
         if not 0 <= opacity <= 1:
             raise InputError(f'--opacity takes 0 to 1, not {opacity}.')
         cfg = load_config(config, cfg_options=cfg_options)
-        self.model = load_model(cfg, checkpoint, device=choose_device(device))
+        self.model = load_model(cfg, checkpoint, device=choose_device(device), **options)
         #: Names of the outputs to draw, in the order of the model.
         self.outputs = choose_outputs(self.model, outputs)
         self.visualizer = CoopLocalVisualizer(alpha=opacity)

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from typing_extensions import override
 
 from ..config import config_errors, forget_pretrained, load_config
 from ..datasets.faults.walk import iter_datasets
@@ -14,9 +18,18 @@ from .console import Console
 from .label_maps import prepare_data
 from .launch import build_runner
 from .model import require_file
+from .optimize import optimize_for_inference
 
 
-def test(config: str, checkpoint: str, *, local_rank: int = 0, **options: Any) -> dict[str, float]:
+def test(
+    config: str,
+    checkpoint: str,
+    *,
+    local_rank: int = 0,
+    optimize: bool = False,
+    dtype: str | None = None,
+    **options: Any,
+) -> dict[str, float]:
     """Evaluate a checkpoint: every network's output and their ensemble in one pass.
 
     Args:
@@ -24,6 +37,9 @@ def test(config: str, checkpoint: str, *, local_rank: int = 0, **options: Any) -
         checkpoint: Checkpoint: a file, or an address that mmengine reads.
         local_rank: Number of this process on its machine, where the launcher does not note it in
             the environment. Defaults to 0.
+        optimize: Whether to fold batch norms and lay out memory as NHWC, see
+            :func:`optimize_for_inference`. Defaults to False.
+        dtype: What to compute in, see there. Defaults to None: float32.
         **options: As of :func:`prepare_test`.
 
     Returns:
@@ -36,6 +52,10 @@ def test(config: str, checkpoint: str, *, local_rank: int = 0, **options: Any) -
     cfg = prepare_test(config, checkpoint, **options)
     with Console() as console:
         runner = build_runner(cfg, local_rank, console)
+        if optimize or dtype:
+            runner.register_hook(
+                OptimizeHook(console, fuse=optimize, channels_last=optimize, dtype=dtype)
+            )
         with config_errors(cfg):
             return dict(runner.test())
 
@@ -103,6 +123,9 @@ def prepare_test(
     # A test needs no training data; mmseg 1.2 would build them to number its images.
     for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
         cfg.pop(key, None)
+    # Nor what averages the weights: those of a checkpoint are averaged.
+    hooks = cfg.get('custom_hooks') or []
+    cfg.custom_hooks = [hook for hook in hooks if hook['type'] != 'EMAHook']
     if show or show_dir:
         hook = cfg.default_hooks.setdefault('visualization', dict(type='SegVisualizationHook'))
         # mmseg 1.2 draws every 50th image unless told otherwise.
@@ -112,3 +135,26 @@ def prepare_test(
     if tta:
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
     return cfg
+
+
+class OptimizeHook(Hook):
+    """Optimises the model of a test once its weights are loaded.
+
+    Args:
+        console: Where it says what was done.
+        **options: Of :func:`optimize_for_inference`.
+    """
+
+    def __init__(self, console: Console, **options: Any) -> None:
+        self.console = console
+        self.options = options
+
+    @override
+    def before_test_epoch(self, runner: Runner) -> None:
+        model = runner.model.eval()
+        while hasattr(model, 'module'):  # what spreads it over processes, or averages augmentations
+            model = model.module
+        optimize_for_inference(model, **self.options)
+        runner.logger.info(f'optimized: {model.optimized}')
+        if is_main_process():
+            self.console.facts(dict(optimized=model.optimized))

@@ -140,4 +140,5 @@ def test_what_can_be_folded_is_folded_and_all_else_is_kept(make, left):
     expected = model(IMAGE)
     torch.testing.assert_close(fold_batch_norms(model, lambda: model(IMAGE)), expected)
     assert sum(isinstance(module, _BatchNorm) for module in model.modules()) == left
+    assert not any(module.training for module in model.modules())
     torch.testing.assert_close(model(IMAGE), expected, rtol=1e-5, atol=1e-5)

@@ -59,9 +59,10 @@ def call(work, tool, untrained_mini):
     return call
 
 
-def test_folder_is_segmented_whole_with_all_outputs(work, tool, untrained_mini, tmp_path):
+@pytest.mark.parametrize('options', [[], ['--optimize']], ids=['plain', 'optimized'])
+def test_folder_is_segmented_whole_with_all_outputs(work, tool, untrained_mini, tmp_path, options):
     words = (work / 'images', work / 'mini_cropped.py', untrained_mini)
-    done = tool('demo/image_demo.py', *words, '--out', tmp_path / 'out', '--labels')
+    done = tool('demo/image_demo.py', *words, '--out', tmp_path / 'out', '--labels', *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(
         '2 of 2 images segmented, outputs top, bottom, ensemble'
@@ -76,7 +77,8 @@ def test_folder_is_segmented_whole_with_all_outputs(work, tool, untrained_mini, 
             label = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
             assert label.shape == (80, 120)
             assert len(np.unique(label)) > 1
-            np.testing.assert_array_equal(label, expected.get(output)[0].numpy())
+            same = label == expected.get(output)[0].numpy()
+            assert same.mean() > 0.999 if options else same.all()
         drawn = cv2.imread(str(tmp_path / f'out/{name[0]}.png'))
         assert drawn.shape[1] == 4 * WIDTH + 3 * 4  # input and outputs
         assert drawn.shape[0] > TITLE + 3 * 80 + 22  # title, panel, legend

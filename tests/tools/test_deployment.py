@@ -30,6 +30,7 @@ needs_programs = pytest.mark.skipif(
 
 for package in ('onnx', 'onnxruntime'):
     pytest.importorskip(package, reason=f'{package} is what the export needs')
+import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 
 
@@ -135,6 +136,17 @@ def check_equal(file, model, shape, names):
 @pytest.mark.parametrize('shape', [(1, 64, 96), (3, 81, 53), (2, 120, 128)])
 def test_dynamic_graph_equals_pytorch_at_any_size(dynamic, load, shape):
     check_equal(dynamic[0], load(), shape, NAMES)
+
+
+@needs_programs
+def test_an_optimized_model_is_exported_without_batch_norms(export, load, tmp_path):
+    """The exporters of ONNX fold them anyway, unlike torch.export."""
+    export(tmp_path / 'a.onnx', '--optimize --program --size 64x96')
+    graph = onnx.load(tmp_path / 'a.onnx').graph
+    assert not [node for node in graph.node if node.op_type == 'BatchNormalization']
+    assert 'batch_norm' not in torch.export.load(tmp_path / 'a.pt2').graph_module.code
+    for suffix in ('.onnx', '.pt2'):
+        check_equal(tmp_path / f'a{suffix}', load(), (1, 64, 96), NAMES)
 
 
 def test_report_and_metadata_tell_all_that_an_application_needs(dynamic):
@@ -251,7 +263,7 @@ def test_smallest_size_of_a_program_is_the_one_it_takes(export, load, untrained,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('option', ['', '--dynamic'])
+@pytest.mark.parametrize('option', ['', '--dynamic --optimize'])
 def test_dynamo_exporter(export, load, tmp_path, option):
     pytest.importorskip('onnxscript', reason='the exporter needs onnxscript')
     if 'external_data' not in inspect.signature(torch.onnx.export).parameters:

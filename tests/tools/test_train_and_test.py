@@ -119,10 +119,29 @@ def test_testing_reports_draws_and_writes_every_output(best, run, mini_data, tmp
 
 
 def test_tta_reports_every_output_and_the_chosen_one_first(best, run, tmp_path):
-    run('test', best, '--work-dir', tmp_path, '--tta', '--output', 'top')
+    words = ('--work-dir', tmp_path, '--tta', '--output', 'top', '--optimize')
+    assert re.search('^optimized +.* batch norms folded', run('test', best, *words), re.MULTILINE)
     metrics = metrics_in(tmp_path)
     assert {f'{name}/mIoU' for name in NAMES} <= set(metrics)
     assert metrics['mIoU'] == metrics['top/mIoU']
+
+
+def test_optimized_tests_give_the_label_maps_of_the_plain_one(untrained_mini, run, tmp_path):
+    said, maps = [], []
+    for number, text in enumerate(['', '--optimize', '--dtype bfloat16']):
+        out = tmp_path / str(number)
+        words = ['--work-dir', out, '--output', 'all', '--out', out / 'maps', *text.split()]
+        printed = run('test', untrained_mini, *words)
+        said.append(re.findall('^optimized +(.*)', printed, re.MULTILINE))
+        files = sorted((out / 'maps').rglob('*.png'))
+        maps.append(np.stack([np.array(Image.open(file)) for file in files]))
+    assert re.fullmatch(r'(\d+) of \1 batch norms folded, channels last', ''.join(said[1]))
+    assert (said[0], said[2]) == ([], ['bfloat16'])
+    assert len(np.unique(maps[0])) > 1
+    assert (maps[1] == maps[0]).mean() > 0.9999
+    assert 0.98 < (maps[2] == maps[0]).mean() < 1  # of random weights; trained ones hold more
+    message = run('test', untrained_mini, '--dtype', 'float16', code=1)
+    assert 'dtype float16 on cpu: take bfloat16' in message
 
 
 @pytest.mark.parametrize(

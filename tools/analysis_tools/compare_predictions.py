@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar='PIXELS',
         help='wider panels are shrunk to it; default: 640',
     )
-    parser.share('--device', '--cfg-options')
+    parser.share('--device', '--optimize', '--dtype', '--cfg-options')
     args = parser.parse_args(argv)
     for words in args.models:
         if not 2 <= len(words) <= 3:

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar='FILE.onnx',
         help='file to write; default: beside the checkpoint, under its name',
     )
-    parser.share('--size', '--outputs', '--force', '--cfg-options')
+    parser.share('--size', '--outputs', '--optimize', '--force', '--cfg-options')
     parser.add_argument(
         '--dynamic',
         action='store_true',
