@@ -225,17 +225,22 @@ def find_tools() -> dict[str, Path]:
 
 
 def load_tool(file: Path) -> ModuleType:
-    """Import a tool, as a module that other processes can import as well.
+    """Import a tool by its path, as Python itself has a module ``test``.
 
     Args:
         file: The tool. Its folder is where Python looks first, as it does for a script's.
 
     Returns:
-        The module.
+        The module. Another process that is to find what it defines has to import it alike.
     """
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
-    return importlib.import_module(file.stem)
+    name, folder = f'mmseg_coop_tool_{file.stem}', str(file.parent)
+    if name not in sys.modules:
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        spec: Any = importlib.util.spec_from_file_location(name, file)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 def complete(command: str, word: str, before: str) -> list[str]:

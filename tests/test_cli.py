@@ -12,7 +12,7 @@ import pytest
 
 from mmseg_coop.config import load_config
 from mmseg_coop.errors import ConfigError
-from mmseg_coop_cli import SHORT_NAMES, main, program
+from mmseg_coop_cli import SHORT_NAMES, load_tool, main, program
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
@@ -49,6 +49,11 @@ def test_wrong_usage_is_exit_code_2(words, last, capsys):
         main(words)
     assert end.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(last)
+
+
+def test_a_tool_is_found_by_its_path_where_python_has_a_module_of_its_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'test', pytest)
+    assert Path(load_tool(TOOLS['test']).__file__).samefile(TOOLS['test'])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ It imports neither torch nor mmseg, so that the tools start at once.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -12,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from mmseg_coop_cli import CoopError
+from mmseg_coop_cli import CoopError, load_tool
 
 Task = TypeVar('Task')
 Result = TypeVar('Result')
@@ -173,13 +175,18 @@ def keep(path: Path, check: Callable[[Path], None], force: bool) -> bool:
     return True
 
 
-def ignore_interrupt() -> None:
-    """Leaves Ctrl-C, which reaches all processes of a terminal, to the main one."""
+def start_worker(tool: Path) -> None:
+    """Leaves Ctrl-C, which reaches all processes of a terminal, to the main one.
+
+    Args:
+        tool: What the work is taken from; a process that is no fork has yet to import it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    load_tool(tool)
 
 
 def run_jobs(
-    function: Callable[[Task], Result],
+    function: partial[Result] | Callable[[Task], Result],
     tasks: Sequence[Task],
     jobs: int = 1,
     interrupted: str = 'the same command goes on from here',
@@ -210,7 +217,8 @@ def run_jobs(
     try:
         if jobs == 1:
             return collect(map(function, tasks))
-        pool = ProcessPoolExecutor(jobs, initializer=ignore_interrupt)
+        tool = inspect.getfile(function.func if isinstance(function, partial) else function)
+        pool = ProcessPoolExecutor(jobs, initializer=start_worker, initargs=(Path(tool),))
         return collect(pool.map(function, tasks))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f'interrupted; {interrupted}') from None
