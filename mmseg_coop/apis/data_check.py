@@ -15,7 +15,7 @@ from mmseg.registry import TRANSFORMS
 from ..config.build_errors import config_errors
 from ..config.class_check import check_classes
 from ..config.parts import walk
-from ..datasets.faults import check_loading
+from ..datasets.faults.checked_loading import name_checks
 from ..datasets.faults.folders import dead_links
 from ..datasets.faults.walk import build_unread, iter_datasets, name_of
 from ..errors import ConfigError, DataError, first_few
@@ -26,7 +26,7 @@ def check_data(
     splits: tuple[str, ...] = ('train', 'val', 'test'),
     *,
     data_faults: str = 'stop',
-) -> None:
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Check the classes, the data folders and the lists of a config before anything is built.
 
     The files themselves are checked as they are read: stock transforms that load them become those
@@ -39,6 +39,9 @@ def check_data(
             unless the config itself has a :class:`SkipFaultyDataset`; ``'skip'`` goes on without
             it, by that wrapper and the hook that counts.
 
+    Returns:
+        The config of each dataset of the splits, and what it knows of each of its images.
+
     Raises:
         ConfigError: Model, datasets and labels have different classes, or an evaluation resizes its
             labels.
@@ -50,6 +53,7 @@ def check_data(
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     with config_errors(cfg):
         check_classes(cfg)
+    checked = []
     for split in splits:
         loader, path = cfg.get(f'{split}_dataloader'), f'{split}_dataloader.dataset'
         if not loader:
@@ -66,7 +70,8 @@ def check_data(
                         path=links[0],
                     )
                 images = _check_images(built, split)
-                check_loading(dataset)
+                checked.append((dataset, images))
+                name_checks(dataset, built)
                 places = (p for p, part in walk(loader['dataset'], path) if part is dataset)
                 _check_sample(cfg, built, dataset, images[0], next(places, path))
         if data_faults == 'skip' and name_of(loader['dataset']) != 'SkipFaultyDataset':
@@ -75,6 +80,7 @@ def check_data(
     hooks = cfg.get('custom_hooks') or []
     if data_faults == 'skip' and 'SkippedFilesHook' not in map(name_of, hooks):
         cfg.custom_hooks = [*hooks, dict(type='SkippedFilesHook')]
+    return checked
 
 
 def _check_paths(dataset: Any, split: str) -> None:

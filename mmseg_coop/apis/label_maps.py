@@ -10,13 +10,7 @@ from mmengine.registry import Registry
 from mmseg.registry import METRICS, TRANSFORMS
 
 from ..config.signatures import constructor_keys
-from ..datasets.faults.walk import (
-    build_unread,
-    class_of,
-    iter_datasets,
-    iter_transforms,
-    name_of,
-)
+from ..datasets.faults.walk import class_of, iter_datasets, iter_transforms, name_of
 from ..errors import DataError
 from .data_check import check_data
 
@@ -50,10 +44,9 @@ def prepare_data(
         folder = osp.join(dataset.get('data_root') or '', prefix.get('seg_map_path') or '')
         if not osp.exists(folder):
             prefix.pop('seg_map_path', None)
-    check_data(cfg, splits=('test',), data_faults=data_faults)
     reason = ''
-    for dataset in iter_datasets(cfg.test_dataloader.dataset):
-        why = why_unlabelled(dataset)
+    for dataset, images in check_data(cfg, splits=('test',), data_faults=data_faults):
+        why = why_unlabelled(dataset, images)
         if why and not writes and any(map(needs_labels, evaluators)):
             raise DataError(
                 f'the test split cannot be measured: {why}; name the labels in the config, or give '
@@ -83,14 +76,13 @@ def prepare_data(
         cfg.test_evaluator = [*others, writer]
 
 
-def why_unlabelled(dataset: Any) -> str:
+def why_unlabelled(dataset: Any, images: list[dict[str, Any]]) -> str:
     """Say why the images of a dataset come without labels; nothing if they may have some."""
     loaders = [step for step in iter_transforms(dataset.get('pipeline')) if may_load_labels(step)]
     if 'pipeline' in dataset and not loaders:
         return 'its pipeline loads no labels (LoadAnnotations)'
     if {'LoadAnnotations', 'LoadSegAnnotations'}.isdisjoint(map(name_of, loaders)):
         return ''
-    images = build_unread(dataset).load_data_list()
     labels = [image['seg_map_path'] for image in images if image.get('seg_map_path')]
     if any(map(osp.exists, labels)):
         return ''
