@@ -28,6 +28,8 @@ from .signatures import Key, Keys, constructor_keys, mismatch
 
 #: What the stack and the tools read at the top of a config beside the arguments of the runner.
 _ALSO_READ = ('custom_imports', 'runner_type', 'test_pipeline', 'tta_model', 'tta_pipeline')
+#: What the runner builds, and needs to be told of which class.
+_TYPED = ('model', 'param_scheduler', 'visualizer')
 #: What the runner builds from parts that name no type.
 _DEFAULT_TYPES: dict[str, Any] = dict(
     val_cfg='ValLoop',
@@ -81,6 +83,8 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     for name, value in cfg.items():
         if name in runner:
             _check_value(name, value, Keys(runner, complete=False), 'the runner')
+            if value == {} and name in _TYPED:
+                raise ConfigError(f'{name} is {{}} (dict); give it a type, the name of a class.')
         elif name not in _ALSO_READ:
             _check_variable(name, value, runner, getattr(cfg, 'text', ''))
             continue

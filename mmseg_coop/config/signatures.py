@@ -14,8 +14,10 @@ from numbers import Number
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from mmengine.model import BaseModule
+from torch.optim import optimizer
 
 _OWN = 'mmseg_coop'
+_REQUIRED = getattr(optimizer, 'required', object())
 #: Packages whose annotations are read.
 _ANNOTATED = (_OWN, 'mmcv', 'mmengine', 'mmseg', 'torch')
 
@@ -107,7 +109,9 @@ def _parameters(function: Callable) -> tuple[dict[str, Key], str | None]:
                 with suppress(NameError, TypeError, AttributeError):  # names for type checkers only
                     hints = get_type_hints(annotated, getattr(function, '__globals__', None))
             text = text if isinstance(text, str) else inspect.formatannotation(text)
-            known[name] = Key(parameter.default, hints.get(name, Any), text, package == _OWN)
+            key = Key(parameter.default, hints.get(name, Any), text, package == _OWN)
+            # how SGD of torch 2.1 says that it needs a number
+            known[name] = Key(0.0, float, 'float') if key.default is _REQUIRED else key
     return known, kwargs
 
 

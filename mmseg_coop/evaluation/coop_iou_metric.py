@@ -168,6 +168,8 @@ class CoopIoUMetric(IoUMetric):
         if self.format_only:
             logger.info(f'results are saved to {self.output_dir}')
             return OrderedDict()
+        if not results:
+            raise ValueError('no image was evaluated; check dataset and sampler of the data loader')
         metrics: dict[str, float] = OrderedDict()
         rows: dict[str, dict[str, np.ndarray]] = {}
         for name in results[0]:
