@@ -55,11 +55,11 @@ def prepare_data(
         if (
             not why
             and writes
-            and 'EvalCenterCrop' in map(name_of, iter_transforms(dataset.pipeline))
+            and 'EvalCenterCrop' in map(name_of, iter_transforms(dataset['pipeline']))
         ):
             why = 'the evaluation crops (EvalCenterCrop); run without --out for the figures'
         if why:
-            dataset.pipeline = without_labels(dataset.pipeline)
+            dataset['pipeline'] = without_labels(dataset['pipeline'])
         reason = reason or why
     if reason:
         print(f'Images are taken whole, and nothing is measured: {reason}.')

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -186,7 +185,7 @@ def start_worker(tool: Path) -> None:
 
 
 def run_jobs(
-    function: partial[Result] | Callable[[Task], Result],
+    function: Callable[[Task], Result],
     tasks: Sequence[Task],
     jobs: int = 1,
     interrupted: str = 'the same command goes on from here',
@@ -217,7 +216,7 @@ def run_jobs(
     try:
         if jobs == 1:
             return collect(map(function, tasks))
-        tool = inspect.getfile(function.func if isinstance(function, partial) else function)
+        tool = inspect.getfile(getattr(function, 'func', function))
         pool = ProcessPoolExecutor(jobs, initializer=start_worker, initargs=(Path(tool),))
         return collect(pool.map(function, tasks))
     except KeyboardInterrupt:
