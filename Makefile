@@ -55,8 +55,11 @@ demo: $(STAMP) ## train, test and picture a small model on drawn images (some mi
 	@$(PY) demo/mini_demo.py
 
 .PHONY: test
-test: COV_OPTIONS := --cov --cov-report=html:build/coverage
-test: lint suite ## run all checks, the doctests and the suite with its coverage, which has a floor in pyproject.toml
+test: style ## run all checks, the doctests and the suite with its coverage, which has a floor in pyproject.toml
+	@# types are checked meanwhile, in one process and half a minute; what was found is said in the end
+	@mkdir -p build; $(MAKE) --no-print-directory types > build/types.log 2>&1 & types=$$!; \
+	    $(MAKE) --no-print-directory suite COV_OPTIONS='--cov --cov-report=html:build/coverage'; code=$$?; \
+	    wait $$types || code=$$?; cat build/types.log; exit $$code
 
 .PHONY: suite
 suite: $(STAMP) ## run the doctests and the suite
@@ -69,11 +72,18 @@ test-slow: $(STAMP) ## run the tests that `make test` leaves out
 	@$(ONE_THREAD) $(PY) -m pytest -m slow -n $(JOBS) --dist loadfile tests
 
 .PHONY: lint
-lint: $(STAMP) ## check style, docstrings, types, spelling and the names of the configs
-	@echo 'make: checking style, docstrings, types, spelling and config names'
+lint: style types ## check style, docstrings, types, spelling and the names of the configs
+
+.PHONY: types
+types: $(STAMP)
+	@echo 'make: checking types'
+	@$(PY) -m mypy
+
+.PHONY: style
+style: $(STAMP)
+	@echo 'make: checking style, docstrings, spelling and config names'
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy
 	@$(PY) -m codespell_lib
 	@$(PY) tools/misc/check_config_names.py
 

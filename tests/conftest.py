@@ -174,6 +174,21 @@ BACKBONES = dict(
 CHANNELS = dict(resnet=(64, 8), mobilenet=(80, 8))
 
 
+def shrink_networks(model):
+    """Give a config's model tiny backbones in place of deep ones, and heads that fit, in place."""
+    head = model.decode_head
+    heads, networks = head.get('networks'), model.backbone.get('networks')
+    for name, network in (networks or dict(backbone=model.backbone)).items():
+        if network.get('depth', 0) > 18:
+            levels = {1: (3,), 2: (0, 3)}.get(len(network.out_indices), (0, 1, 2, 3))
+            (networks or model)[name] = dict(BACKBONES['resnet'], out_indices=levels)
+            part = heads[name] if heads else head
+            part.in_channels, low_level = CHANNELS['resnet']
+            if len(levels) == 2:
+                part.low_level_in_channels = low_level
+    head.channels = 32
+
+
 @pytest.fixture
 def coop_model_cfg():
     """Config of a tiny cooperative DeepLabV3+.

@@ -16,6 +16,7 @@ from mmseg_coop.apis import build_runner, check_data
 from mmseg_coop.apis.launch import spell_out_topology
 from mmseg_coop.config import forget_pretrained, load_config
 from mmseg_coop.datasets.faults.walk import iter_datasets
+from tests.conftest import shrink_networks
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
@@ -127,9 +128,29 @@ def shrink(value):
             shrink(item)
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_config_trains_validates_and_tests(path, data_root, tmp_path):
-    train_validate_and_test(path, data_root, tmp_path)
+#: Those that are run as wide as they are, in the slow tests.
+WHOLE = (
+    'cross-coop_x65-r101-d16_1xb6-88k',
+    'dpanet_r101-d8_1xb8',
+    'dpanet_s101',
+    'dpanet-coop_x65',
+)
+
+
+@pytest.mark.parametrize(
+    ('path', 'whole'),
+    [
+        *((path, False) for path in CONFIGS),
+        *(
+            pytest.param(path, True, marks=pytest.mark.slow)
+            for path in CONFIGS
+            if path.stem.startswith(WHOLE)
+        ),
+    ],
+    ids=lambda value: getattr(value, 'stem', ('tiny', 'whole')[value is True]),
+)
+def test_config_trains_validates_and_tests(path, whole, data_root, tmp_path):
+    train_validate_and_test(path, data_root, tmp_path, whole=whole)
 
 
 def test_validation_on_whole_images_is_chosen_by_one_line(data_root, tmp_path):
@@ -158,11 +179,12 @@ def own_config(tmp_path):
 @pytest.mark.parametrize(
     'path', [*CONFIGS, ROOT / 'docs/annotated_config.py', None], ids=lambda p: p and p.stem
 )
-def test_backbones_have_their_rate_and_all_else_the_heads(path, tmp_path):
+def test_maps_fit_and_backbones_have_their_rate_and_all_else_the_heads(path, tmp_path):
     cfg = Config.fromfile(path) if path else own_config(tmp_path)
     forget_pretrained(cfg.model)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
+        model.eval()(torch.empty(1, 3, SIZE, SIZE), mode='tensor')
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates, rate, decay = (
@@ -196,10 +218,12 @@ def test_ignored_pixels_are_left_out_of_the_mean_of_the_loss(path):
     torch.testing.assert_close(found, expected)
 
 
-def train_validate_and_test(path, data_root, tmp_path):
+def train_validate_and_test(path, data_root, tmp_path, *, whole=False):
     """Run a config at reduced size and return it."""
     cfg = Config.fromfile(path)
     forget_pretrained(cfg.model)
+    if not whole:
+        shrink_networks(cfg.model)
     for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader'):
         shrink(cfg[key])
     for split in ('train', 'val', 'test'):

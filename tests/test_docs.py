@@ -27,17 +27,18 @@ from mmcv.transforms.utils import cache_randomness
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import Registry
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import DATASETS, METRICS, MODELS
 from PIL import Image
 
 import mmseg_coop
 from mmseg_coop.apis import check_data
 from mmseg_coop.config import forget_pretrained
+from tests.conftest import shrink_networks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / name
-    for pattern in ('README.md', 'configs/*/README.md', 'docs/*.md', 'docs/[!_]*/*.md')
+    for pattern in ('[A-Z]*.md', 'configs/*/README.md', 'docs/*.md', 'docs/[!_]*/*.md')
     for name in sorted(ROOT.glob(pattern))
 ]
 GUIDES = [page for page in PAGES if page.parent.name != 'methods']
@@ -207,6 +208,22 @@ def test_masks_as_drawing_programs_save_them_become_labels(tmp_path, monkeypatch
     assert label.dtype == np.uint8
 
 
+def test_the_config_for_ones_own_project_trains_and_predicts(train_batch, tmp_path):
+    (block,) = [b for b in blocks(ROOT / 'README.md', 'python') if 'custom_imports' in b]
+    (tmp_path / 'mine.py').write_text(block)
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    model = MODELS.build(cfg.model)
+    batch = model.data_preprocessor(train_batch(num_classes=19), training=True)
+    total, _ = model.parse_losses(model(**batch, mode='loss'))
+    total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        batch = model.eval().data_preprocessor(train_batch(), training=False)
+        (first, _) = model(**batch, mode='predict')
+    assert first.pred_sem_seg.data.shape[-2:] == (64, 64)
+    assert METRICS.build(cfg.val_evaluator).metrics == ['mIoU']
+
+
 def config_files():
     files = [file_named_in(block) for page in PAGES for block in blocks(page, 'python')]
     return [file for file in files if file and file.startswith('my_configs/')]
@@ -281,31 +298,14 @@ def test_commands_run(page, project, run, monkeypatch):
             assert done.returncode == 0, f'{line}\n{done.stderr}'
 
 
-TINY = dict(
-    type='ResNetV1c',
-    depth=18,
-    stem_channels=8,
-    base_channels=8,
-    strides=(1, 2, 2, 1),
-    dilations=(1, 1, 1, 2),
-    out_indices=(0, 1, 2, 3),
-)
-
-
 @pytest.fixture
 def made_small(tmp_path, mini_data, untrained):
     """A config on tiny backbones, drawn images and small windows, and an untrained checkpoint."""
 
     def make(config):
         cfg = Config.fromfile(config)
-        head = cfg.model.decode_head
-        for name in cfg.model.backbone.get('networks', ()):
-            cfg.model.backbone.networks[name] = dict(TINY, out_indices=(0, 3))
-            head.networks[name].update(in_channels=64, low_level_in_channels=8)
-        if 'networks' not in head:
-            cfg.model.update(backbone=TINY, auxiliary_head=None)
-            head.in_channels = 64
-        head.channels = 16
+        cfg.model.auxiliary_head = None
+        shrink_networks(cfg.model)
         cfg.model.test_cfg.mode = 'whole'
         dataset = cfg.test_dataloader.dataset
         for step in dataset.pipeline:

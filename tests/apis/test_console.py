@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -90,21 +88,6 @@ def test_an_error_at_the_start_comes_before_everything(
     assert (done.returncode, done.stdout) == (1, '')
     (line,) = done.stderr.splitlines()
     assert line.startswith(message)
-
-
-def test_what_the_stack_says_when_it_is_imported_is_left_out(tmp_path):
-    """In a process of its own, since it says so once."""
-    done = subprocess.run(
-        [sys.executable, ROOT / 'tools/train.py', MINI],
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert done.stdout == ''
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: data root 'data/mini_camvid' of the train split")
 
 
 class Terminal(io.StringIO):

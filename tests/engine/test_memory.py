@@ -131,6 +131,7 @@ def test_two_thousand_iterations_need_what_four_hundred_do(measured_cfg, tmp_pat
         assert all(grown[key] <= ALLOWED[key] for key in ALLOWED), measured
 
 
+@pytest.mark.slow
 def test_leaks_are_noticed(measured_cfg, tmp_path):
     cfg = measured_cfg(tmp_path / 'run', 32, every=10)
     measured = measure(cfg, [12, 18, 32], leak_from=19)

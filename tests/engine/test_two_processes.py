@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import runpy
@@ -158,23 +159,28 @@ def torchrun(*words):
     return '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', *words
 
 
+def open_store():
+    """Open where two processes meet before they start, as torchrun does: its port stays free."""
+    return torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
+
+
+def torchrun_variables(store, rank):
+    return dict(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True',
+        TORCHELASTIC_RESTART_COUNT='0',
+    )  # fmt: skip
+
+
 class ByHand:
     """Two processes that nobody watches; each writes to a file."""
 
     def __init__(self, *words, helpers, cwd):
-        # As torchrun does: where the processes meet is open before they start, so that its port
-        # cannot be taken meanwhile.
-        self.store = torch.distributed.TCPStore(
-            '127.0.0.1', 0, is_master=True, wait_for_workers=False
-        )
+        self.store = open_store()
         self.logs = [cwd / f'log{rank}' for rank in range(2)]
         self.processes = []
         for rank, log in enumerate(self.logs):
-            variables = dict(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
-                MASTER_PORT=str(self.store.port), TORCHELASTIC_USE_AGENT_STORE='True',
-                TORCHELASTIC_RESTART_COUNT='0',
-            )  # fmt: skip
+            variables = torchrun_variables(self.store, rank)
             with log.open('w') as file:
                 process = subprocess.Popen(
                     [sys.executable, *map(str, words)], cwd=cwd,
@@ -330,12 +336,28 @@ def test_a_timeout_is_a_number_of_seconds(timeout, monkeypatch):
         build_runner(cfg)
 
 
+def count(words, variables):
+    """Run the script of :data:`COUNT` in a fork, which need not import all anew."""
+    os.environ.update(variables, CUDA_VISIBLE_DEVICES='')
+    sys.argv = [*words, 'pytorch']
+    runpy.run_path(words[0])
+
+
 def test_every_image_counts_once_whatever_their_number(helpers, scenes, tmp_path, monkeypatch):
-    words = [str(word) for word in (helpers / 'count.py', tmp_path, scenes)]
-    with ByHand(*words, 'pytorch', helpers=helpers, cwd=tmp_path) as run:
-        run.succeed()
-    two = [json.loads((tmp_path / f'rank{rank}.json').read_text()) for rank in range(2)]
     monkeypatch.syspath_prepend(helpers)
+    words = [str(word) for word in (helpers / 'count.py', tmp_path, scenes)]
+    store = open_store()
+    context = multiprocessing.get_context('fork')
+    processes = [
+        context.Process(target=count, args=(words, torchrun_variables(store, rank)))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    two = [json.loads((tmp_path / f'rank{rank}.json').read_text()) for rank in range(2)]
     monkeypatch.setattr(sys, 'argv', [*words, 'none'])
     runpy.run_path(words[0])
     one = json.loads((tmp_path / 'rank0.json').read_text())

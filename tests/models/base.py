@@ -64,6 +64,9 @@ class ModelSuite:
                 values = list(getattr(self, name if name == 'deployed' else f'{name}s'))
                 # A refusal may hold a function, whose text differs between the suite's processes.
                 ids = range(len(values)) if name == 'refusal' else values
+                if name in ('deployed', 'compilation'):  # each takes seconds: the first stands here
+                    slow = [pytest.param(value, marks=pytest.mark.slow) for value in values[1:]]
+                    values = [*values[:1], *slow]
                 metafunc.parametrize(name, values, ids=list(map(str, ids)))
 
     def build(self, variant=None, **changed):
@@ -138,7 +141,7 @@ class ModelSuite:
 class DeployedSuite(ModelSuite):
     """What holds for models that are compiled and exported by themselves, too.
 
-    ``deployed`` names the variants for which it is tried, since each takes seconds.
+    ``deployed`` names the variants for which it is tried, all but the first in the slow tests.
     """
 
     deployed = ('plain',)
