@@ -219,8 +219,8 @@ def test_ignored_pixels_are_left_out_of_the_mean_of_the_loss(path):
 
 
 def train_validate_and_test(path, data_root, tmp_path, *, whole=False):
-    """Run a config at reduced size and return it."""
-    cfg = Config.fromfile(path)
+    """Run a config at reduced size, with all checks, and return it."""
+    cfg = load_config(str(path))
     forget_pretrained(cfg.model)
     if not whole:
         shrink_networks(cfg.model)

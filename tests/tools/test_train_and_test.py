@@ -145,36 +145,19 @@ def test_optimized_tests_give_the_label_maps_of_the_plain_one(untrained_mini, ru
 
 
 @pytest.mark.parametrize(
-    ('words', 'option', 'message'),
+    ('words', 'message'),
     [
-        (['train', '--resume', 'gone.pth'], '', "checkpoint 'gone.pth' does not exist"),
-        (['test', 'gone.pth'], '', "checkpoint 'gone.pth' does not exist"),
-        (
-            ['train'],
-            'train_dataloader.dataset.data_root=/nowhere',
-            "data root '/nowhere' of the train split does not exist",
-        ),
-        (
-            ['train'],
-            'val_dataloader.dataset.data_prefix.img_path=img_dir/vall',
-            "img_path '.*img_dir/vall' of the val split does not exist",
-        ),
-        (
-            ['train'],
-            'train_dataloader.dataset.img_suffix=.tiff',
-            r'no \*.tiff image in .*img_dir/train; check data_root',
-        ),
+        (['train', '--resume', 'gone.pth'], "checkpoint 'gone.pth' does not exist"),
+        (['test', 'gone.pth'], "checkpoint 'gone.pth' does not exist"),
         pytest.param(
             ['train', '--amp', 'float16'],
-            '',
             '--amp float16 needs an accelerator; on the CPU use --amp bfloat16',
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'),
         ),
     ],
 )
-def test_wrong_input_ends_in_one_line(run, words, option, message):
-    last = run(*words, options=[option] if option else [], code=1)
-    assert re.search(f'^error: .*{message}', last)
+def test_wrong_input_ends_in_one_line(run, words, message):
+    assert run(*words, code=1).startswith(f'error: {message}')
 
 
 def test_a_config_that_is_not_there(run):
