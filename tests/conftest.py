@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import os
 import random
@@ -24,6 +25,12 @@ from mmseg_coop_cli import load_tool, program
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+
+
+def pytest_collection_finish():
+    """Spare the collector of garbage what is imported: mmengine calls it for every dataset."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

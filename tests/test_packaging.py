@@ -206,15 +206,23 @@ def test_mmseg_trains_our_config_through_custom_imports_alone(python, mini_data,
     assert 'ensemble/mIoU' in log
 
 
-def test_config_that_inherits_through_our_scope(python, mini_data, tmp_path):
+def test_configs_by_their_name_are_saved_and_inherited_through_our_scope(
+    python, mini_data, tmp_path
+):
+    # What the README gives in place of `mim download`.
+    save = (
+        'import mmseg_coop; from mmengine.hub import get_config; '
+        f'get_config("mmseg_coop::cross_coop/{PAPER}.py").dump("saved.py")'
+    )
+    assert save.replace('saved.py', 'my_config.py') in (ROOT / 'README.md').read_text()
     (tmp_path / 'small.py').write_text(
         SMALL.format(base=f'mmseg_coop::{CONFIG}', data=str(mini_data()))
     )
-    resolve = (
-        'import mmseg_coop; from mmengine.config import Config; '
-        'Config.fromfile("small.py").dump("resolved.py")'
-    )
-    run(python, '-c', resolve, cwd=tmp_path)
+    resolve = 'from mmengine.config import Config; Config.fromfile("small.py").dump("resolved.py")'
+    run(python, '-c', f'{save}; {resolve}', cwd=tmp_path)
+    saved = Config.fromfile(tmp_path / 'saved.py', import_custom_modules=False)
+    original = Config.fromfile(ROOT / f'configs/cross_coop/{PAPER}.py', import_custom_modules=False)
+    assert saved.train_cfg.max_iters == original.train_cfg.max_iters == 88000
     assert "_scope_='mmseg_coop'" in (tmp_path / 'resolved.py').read_text()
     # Resolved, nobody has to import us first, and all that carries our scope builds without a word.
     log = run(python, mmseg_train_tool(), 'resolved.py', '--work-dir', 'out', cwd=tmp_path)
@@ -315,6 +323,7 @@ def test_search_finds_every_model_of_the_metafiles(mim):
     assert 'pascal voc 2012 val/top_miou' in text
 
 
+@pytest.mark.slow
 @needs_mim
 def test_download_ends_since_there_are_no_weights(mim):
     """The metafiles name none, and mim copies a config only with its weights."""
@@ -323,20 +332,7 @@ def test_download_ends_since_there_are_no_weights(mim):
     assert re.search(r"Expected fields: .*but got \{'weight'\}", text, re.DOTALL)
 
 
-def test_a_config_is_saved_by_its_name(python, tmp_path):
-    """What the README gives in place of `mim download`."""
-    code = (
-        'import mmseg_coop; from mmengine.hub import get_config; '
-        f'get_config("mmseg_coop::cross_coop/{PAPER}.py").dump("saved.py")'
-    )
-    readme = (ROOT / 'README.md').read_text()
-    assert code.replace('saved.py', 'my_config.py') in readme
-    run(python, '-c', code, cwd=tmp_path)
-    saved = Config.fromfile(tmp_path / 'saved.py', import_custom_modules=False)
-    original = Config.fromfile(ROOT / f'configs/cross_coop/{PAPER}.py', import_custom_modules=False)
-    assert saved.train_cfg.max_iters == original.train_cfg.max_iters == 88000
-
-
+@pytest.mark.slow
 @needs_mim
 def test_a_wrong_name_is_said(mim):
     code, text = mim('train', 'mmseg_coop', 'cross-coop_gone.py')

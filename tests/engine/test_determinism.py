@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from tests.engine.runs import CONFIG, ROOT, assert_same, comparable, newest
 
-ITERATIONS = 20
+ITERATIONS = 10
 
 
 def test_the_same_seed_gives_the_same_weights(small_cfg, small_words, tmp_path):

@@ -77,9 +77,16 @@ def folded(tmp_path_factory):
     return model.float(), path
 
 
+def xception_state_dict():
+    """All names of timm, each with a few numbers: the shapes are those of test_xception.py."""
+    with torch.device('meta'):
+        names = timm.create_model('xception41').state_dict()
+    return {name: torch.rand(2) for name in names}
+
+
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_timm_xception(tmp_path, suffix, run):
-    state_dict = timm.create_model('xception41').state_dict()
+    state_dict = xception_state_dict()
     source, destination = tmp_path / f'source{suffix}', tmp_path / 'new' / 'xception41.pth'
     if suffix == '.pth':
         torch.save(dict(state_dict=state_dict, epoch=3), source)
@@ -234,10 +241,9 @@ class RunsOnLoading:
 
 
 def xception_without_a_tensor():
-    with torch.device('meta'):
-        names = timm.create_model('xception41').state_dict()
-    del names['stem.0.bn.bias']
-    return {name: torch.zeros(1) for name in names}
+    state_dict = xception_state_dict()
+    del state_dict['stem.0.bn.bias']
+    return state_dict
 
 
 @pytest.mark.parametrize(
