@@ -1,4 +1,4 @@
-"""Models: backbones, attentions, cooperation, decode heads and segmentors."""
+"""Models: backbones, necks, attentions, cooperation, decode heads and segmentors."""
 
 from .attentions import ChannelPoolAttention, PoolUnit, SpatialPoolAttention
 from .backbones import CoopBackbone, Xception
@@ -10,6 +10,7 @@ from .decode_heads import (
     DeepLabV3PlusHead,
     DPAHead,
 )
+from .necks import CoopNeck
 from .segmentors import CoopTTAModel, CrossCoopEncoderDecoder
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     'ConcatFusion',
     'CoopBackbone',
     'CoopHead',
+    'CoopNeck',
     'CoopTTAModel',
     'Cooperation',
     'CooperativePaths',

@@ -27,23 +27,32 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
 
     Args:
         backbones: Backbone of every network.
+        necks: Necks of the networks that have one, behind which the channels count.
         size: Height and width of the image, since some backbones fit one size only. None: a size
             that the backbone names, or else 224. Defaults to None.
     """
 
     def __init__(
-        self, backbones: Mapping[str, nn.Module], size: int | Sequence[int] | None = None
+        self,
+        backbones: Mapping[str, nn.Module],
+        necks: Mapping[str, nn.Module],
+        size: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.backbones = backbones
+        self.necks = dict(necks.items())
         self.size = size
 
     def __missing__(self, network: str) -> tuple[int, ...]:
         backbone = self.backbones[network]
-        self[network] = _declared(backbone) or self._of_a_trial(network, backbone)
+        neck = self.necks.get(network)
+        declared = _declared(backbone) if neck is None else None
+        self[network] = declared or self._of_a_trial(network, backbone, neck)
         return self[network]
 
-    def _of_a_trial(self, network: str, backbone: nn.Module) -> tuple[int, ...]:
+    def _of_a_trial(
+        self, network: str, backbone: nn.Module, neck: nn.Module | None
+    ) -> tuple[int, ...]:
         size: Any = self.size or getattr(backbone, 'img_size', 224)
         height, width = (size, size) if isinstance(size, int) else tuple(size)[:2]
         stem = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
@@ -53,14 +62,26 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 try:
                     levels = feature_maps(network, _copy_to(backbone, device), image.to(device))
+                    if neck is not None:
+                        _check_neck(network, neck, levels)
+                        levels = _copy_to(neck, device)(levels)
                     return tuple(level.shape[1] for level in levels)
                 except (AssertionError, RuntimeError) as error:
                     reason = error
         raise ChannelsUnknown(
-            f'the backbone of network {network!r} does not run on an image of {height}x{width} to '
-            f'show its channels ({type(reason).__name__}: {reason}); give the data preprocessor '
-            "the size of the images, or write the head's in_channels."
+            f'network {network!r} does not run on an image of {height}x{width} as far as its head, '
+            f'to show the channels there ({type(reason).__name__}: {reason}); give the data '
+            "preprocessor the size of the images, or write the head's in_channels."
         ) from reason
+
+
+def _check_neck(network: str, neck: nn.Module, levels: Sequence[Tensor]) -> None:
+    expected, found = getattr(neck, 'in_channels', None), [level.shape[1] for level in levels]
+    if isinstance(expected, Sequence) and [*expected] != found:
+        raise InputError(
+            f'the neck of network {network!r} was built for {[*expected]} channels, but the '
+            f'backbone returns {found}; change in_channels, or leave it out: they are found.'
+        )
 
 
 def _declared(backbone: Any) -> tuple[int, ...] | None:

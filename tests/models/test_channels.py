@@ -76,7 +76,7 @@ class OnGpuOnly(BaseModule):
 def test_channels_are_found_and_nothing_else_changes(backbone, size, expected, training):
     model = CoopBackbone(networks=dict(top=copy.deepcopy(backbone))).train(training)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    channels = PyramidChannels(model.networks, size)
+    channels = PyramidChannels(model.networks, {}, size)
     assert not channels
     assert channels['top'] == expected
     assert channels == dict(top=expected)

@@ -234,14 +234,16 @@ class CoopHead(BaseModule):
         Raises:
             ValueError: A level is missing or has other channels.
         """
-        for name, channels in pyramid_channels.items():
-            check_levels(self.input_channels[name], channels, name)
+        for name, expected in self.input_channels.items():
+            if name in pyramid_channels:
+                check_levels(expected, pyramid_channels[name], name)
 
     def forward(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
         """Run all networks.
 
         Args:
-            inputs: Every network's feature pyramid, each level ``(N, C_i, H_i, W_i)``.
+            inputs: Every network's feature pyramid, each level ``(N, C_i, H_i, W_i)``; those of
+                others are left alone.
 
         Returns:
             Every network's logits, ``(N, num_classes, H, W)`` at the stride of its decoder.
@@ -249,7 +251,7 @@ class CoopHead(BaseModule):
         Raises:
             ValueError: The feature pyramids do not fit the networks of the head.
         """
-        if set(inputs) != set(self.networks):
+        if not {*inputs} >= {*self.networks}:
             raise InputError(
                 f'the backbone has the networks {list(inputs)}, the decode head '
                 f'{list(self.networks)}; use the same names in both.'

@@ -19,6 +19,7 @@ from .._channels import ChannelsUnknown, PyramidChannels
 from .._checks import check_test_cfg
 from ..cooperation.networks import ENSEMBLE
 from ..decode_heads import CoopHead
+from ..necks import CoopNeck
 
 
 @MODELS.register_module()
@@ -44,10 +45,12 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         decode_head: Config of a :class:`CoopHead`. Channels of the feature pyramids that it leaves
             out are found; those that it gives are compared with the ones of the backbones before
             the training, see :meth:`check_channels`, and with the first image.
+        neck: Config of a :class:`CoopNeck`. Defaults to None.
         data_preprocessor: Config of the data preprocessor. Defaults to None.
         test_cfg: mmseg's test settings (``mode``, ``crop_size``, ``stride``) and ``output``.
             Defaults to ``dict(mode='whole')``.
-        **kwargs: Further arguments of mmseg's ``EncoderDecoder``.
+        **kwargs: Further arguments of mmseg's ``EncoderDecoder``. An ``auxiliary_head`` is a
+            :class:`CoopHead`, or a list of them, of networks that train with one.
 
     Raises:
         ValueError: Unknown output, or a part that does not fit several networks.
@@ -79,16 +82,12 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         *,
         backbone: dict[str, Any],
         decode_head: dict[str, Any],
+        neck: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
         test_cfg: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        for part in ('neck', 'auxiliary_head'):
-            if kwargs.get(part) is not None:
-                raise ValueError(
-                    f'{part} is set, but CrossCoopEncoderDecoder hands on one feature pyramid a '
-                    f'network; use EncoderDecoder for a single network with a {part}.'
-                )
+        self.neck_cfg = neck  # built with the channels of the backbones, which come first
         test_cfg = ConfigDict({'mode': 'whole', **(test_cfg or {})})
         check_test_cfg(test_cfg)
         super().__init__(
@@ -104,25 +103,47 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
 
     @override
     def _init_decode_head(self, decode_head: dict[str, Any]) -> None:
+        size = getattr(self.data_preprocessor, 'size', None)
         backbones = getattr(self.backbone, 'networks', {})
-        self.pyramid_channels = PyramidChannels(
-            backbones, getattr(self.data_preprocessor, 'size', None)
-        )
-        name = decode_head.get('type')
-        head = MODELS.get(name) if isinstance(name, str) else name
-        if not inspect.isclass(head) or not issubclass(head, CoopHead):
+        self.pyramid_channels = PyramidChannels(backbones, {}, size)
+        if self.neck_cfg is not None:
+            self.neck = MODELS.build(self._with_channels('neck', self.neck_cfg, CoopNeck))
+            self.pyramid_channels = PyramidChannels(backbones, self.neck.networks, size)
+        super()._init_decode_head(self._with_channels('decode_head', decode_head, CoopHead))
+
+    @override
+    def _init_auxiliary_head(self, auxiliary_head: dict[str, Any] | list | None) -> None:
+        if isinstance(auxiliary_head, list):
+            auxiliary_head = [
+                self._with_channels(f'auxiliary_head.{index}', head, CoopHead)
+                for index, head in enumerate(auxiliary_head)
+            ]
+        elif auxiliary_head is not None:
+            auxiliary_head = self._with_channels('auxiliary_head', auxiliary_head, CoopHead)
+        super()._init_auxiliary_head(auxiliary_head)
+        self._check_heads()
+
+    def _with_channels(self, part: str, config: dict[str, Any], kind: type) -> dict[str, Any]:
+        """Tell a part of several networks where channels come from that its config leaves out."""
+        name = config.get('type')
+        found = MODELS.get(name) if isinstance(name, str) else name
+        if not inspect.isclass(found) or not issubclass(found, kind):
             raise ValueError(
-                f'decode_head type={name!r} has no networks; use CrossCoopASPPHead '
-                'or CrossCoopDPAHead, or EncoderDecoder for a plain head.'
+                f'{part} type={name!r} has no networks; use {kind.__name__}, which has one for '
+                'each, or EncoderDecoder for a single network.'
             )
-        names = list(decode_head.get('networks', ()))
-        if names and {*names} != {*backbones}:
+        known, names = list(self.pyramid_channels.backbones), list(config.get('networks', ()))
+        if not {*known} >= {*names} or (part == 'decode_head' and names and {*known} > {*names}):
             raise ValueError(
-                f'backbone.networks has the names {[*backbones]}, decode_head.networks {names}; '
-                'use the same names in both.'
+                f'backbone.networks has the names {known}, {part}.networks {names}; use the same '
+                'names in both.'
             )
-        super()._init_decode_head({**decode_head, 'pyramid_channels': self.pyramid_channels})
-        self.decode_head.check_channels(self.pyramid_channels)
+        return {**config, 'pyramid_channels': self.pyramid_channels}
+
+    def _check_heads(self) -> None:
+        for head in self.modules():
+            if isinstance(head, CoopHead):
+                head.check_channels(self.pyramid_channels)
 
     def check_channels(self) -> None:
         """Compare the channels that a config gives with those of the backbones.
@@ -133,7 +154,7 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         for network in self.backbone.networks:
             with suppress(ChannelsUnknown):  # the first image shows them
                 self.pyramid_channels[network]
-        self.decode_head.check_channels(self.pyramid_channels)
+        self._check_heads()
 
     @property
     def output_names(self) -> tuple[str, ...]:

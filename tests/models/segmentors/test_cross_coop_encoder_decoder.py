@@ -22,6 +22,21 @@ def samples_of(count, size, **metainfo):
     return [SegDataSample(metainfo={**shapes, **metainfo}) for _ in range(count)]
 
 
+AUXILIARY = dict(
+    type='CoopHead',
+    topology='none',
+    networks=dict(bottom=dict(type='FCNHead', in_index=0, num_convs=1)),
+    channels=4,
+    num_classes=4,
+    dropout_ratio=0,
+    loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4),
+)
+
+
+def neck(**networks):
+    return dict(type='CoopNeck', networks=networks)
+
+
 def rename_top(cfg):
     cfg['backbone']['networks']['left'] = cfg['backbone']['networks'].pop('top')
 
@@ -42,8 +57,20 @@ class TestCrossCoopEncoderDecoder(ModelSuite):
         (lambda c: c['decode_head'].update(connections=['neck']), "unknown site 'neck'.*decoder"),
         (lambda c: c['decode_head'].update(networks={}), 'networks is empty'),
         (lambda c: c['test_cfg'].update(output='left'), r"output='left' is unknown.*'ensemble'"),
-        (lambda c: c.update(auxiliary_head=dict(type='FCNHead')), 'auxiliary_head is set'),
-        (lambda c: c.update(neck=dict(type='FPN')), 'neck is set'),
+        (
+            lambda c: c.update(auxiliary_head=dict(type='FCNHead')),
+            "auxiliary_head type='FCNHead' ha",
+        ),
+        (lambda c: c.update(auxiliary_head=[AUXILIARY, {}]), r'auxiliary_head.1 type=None has no'),
+        (lambda c: c.update(neck=dict(type='FPN')), "neck type='FPN' has no networks; use CoopN"),
+        (
+            lambda c: c.update(neck=neck(left={})),
+            r"has the names \['top', 'bottom'\], neck.networks",
+        ),
+        (
+            lambda c: c.update(auxiliary_head=dict(AUXILIARY, networks=dict(left={}))),
+            'head.networks',
+        ),
         (
             lambda c: c['backbone'].update(
                 normalize=dict(top=NORMALIZE), input_normalize=dict(NORMALIZE, mean=[1.0] * 3)
@@ -102,6 +129,72 @@ class TestCrossCoopEncoderDecoder(ModelSuite):
             found = losses[f'decode.{name}.loss_ce']
             torch.testing.assert_close(found, expected[name], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(total, sum(expected.values()), rtol=1e-5, atol=1e-6)
+
+    def losses(self, **parts):
+        cfg = dict(self.cfg(dropout_ratio=0), **parts)
+        torch.manual_seed(0)
+        batch, model = self.batch(), MODELS.build(cfg).train()
+        data = model.data_preprocessor(batch, training=True)
+        return model, model.parse_losses(model(**data, mode='loss'))
+
+    @pytest.mark.parametrize('several', [False, True], ids=['one', 'list'])
+    def test_an_auxiliary_head_teaches_the_networks_that_it_names(self, several):
+        model, (total, losses) = self.losses(
+            auxiliary_head=[AUXILIARY] * 2 if several else AUXILIARY
+        )
+        names = ['aux_0', 'aux_1'] if several else ['aux']
+        found = {key for key in losses if key.startswith('aux')}
+        assert found == {f'{name}.bottom.{key}' for name in names for key in ('loss_ce', 'acc_seg')}
+        parts = [value for key, value in losses.items() if 'loss_' in key]
+        torch.testing.assert_close(total, sum(parts))
+        total.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        # Nothing but its weight tells how much the auxiliary head teaches.
+        for weight in (0.0, 0.8):
+            loss = dict(type='CrossEntropyLoss', loss_weight=weight)
+            weighted, (_, changed) = self.losses(auxiliary_head=dict(AUXILIARY, loss_decode=loss))
+            name = 'aux.bottom.loss_ce'
+            torch.testing.assert_close(
+                changed[name], weight / 0.4 * losses[f'{names[0]}.bottom.loss_ce']
+            )
+            changed[name].backward()
+            stem = weighted.backbone.networks['bottom'].conv1.conv.weight
+            assert bool(stem.grad.any()) == (weight > 0)
+
+    def test_a_neck_stands_between_a_backbone_and_its_head(self):
+        top = dict(type='FPN', out_channels=6, num_outs=2)
+        cfg = dict(self.cfg(), neck=neck(top=top))
+        cfg['decode_head'] = dict(cfg['decode_head'], networks=dict(top={}, bottom={}))
+        torch.manual_seed(0)
+        model = MODELS.build(cfg).eval()
+        assert model.neck.networks['top'].in_channels == [8, 64]
+        assert model.decode_head.input_channels == dict(top={-1: 6, 0: 6}, bottom={-1: 80, 0: 8})
+        image = torch.rand(2, 3, 64, 64)
+        plain = model.backbone(image)
+        expected = dict(plain, top=model.neck.networks['top'](plain['top']))
+        assert all(map(torch.equal, model(image).values(), model.decode_head(expected).values()))
+        model.check_channels()
+        model.train()
+        data = model.data_preprocessor(self.batch(), training=True)
+        model.parse_losses(model(**data, mode='loss'))[0].backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+    @pytest.mark.parametrize(
+        ('top', 'head', 'message'),
+        [
+            (
+                dict(in_channels=[8, 60]),
+                {},
+                r"neck of network 'top' was built for \[8, 60\] .*\[8, 64\]",
+            ),
+            ({}, dict(in_channels=64), r"of network 'top' was built for 64 .* has|returns 6 there"),
+        ],
+    )
+    def test_channels_around_a_neck_are_compared(self, top, head, message):
+        cfg = dict(self.cfg(), neck=neck(top=dict(top, type='FPN', out_channels=6, num_outs=2)))
+        cfg['decode_head'] = dict(cfg['decode_head'], networks=dict(top=head, bottom={}))
+        with pytest.raises(ValueError, match=message):
+            MODELS.build(cfg)
 
     @MODES
     @torch.no_grad()

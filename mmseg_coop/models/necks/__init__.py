@@ -1,0 +1,5 @@
+"""Necks."""
+
+from .coop_neck import CoopNeck
+
+__all__ = ['CoopNeck']
