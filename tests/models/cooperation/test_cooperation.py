@@ -64,6 +64,15 @@ def test_networks_with_their_sites_in_another_order_are_refused():
         Cooperation(site_channels=dict(top=CHANNELS, bottom=dict(reversed(CHANNELS.items()))))
 
 
+def test_networks_without_a_site_in_common_are_refused_unless_they_are_meant_to_work_alone():
+    apart = dict(top=dict(a=(1,)), bottom=dict(b=(1, 1)))
+    message = r"no site in common: top has \['a'\]; bottom has \['b'\]"
+    with pytest.raises(ValueError, match=message):
+        Cooperation(site_channels=apart)
+    assert not Cooperation(site_channels=apart, paths=dict(topology='none')).paths
+    assert not Cooperation(site_channels=apart, connections=[]).paths
+
+
 def walk(*sites):
     """A network that yields at these sites, whatever it has declared."""
     x = torch.zeros(1, 1, 1, 1)
