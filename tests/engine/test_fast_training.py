@@ -16,7 +16,7 @@ from torch import nn
 
 from mmseg_coop.apis import build_runner
 from mmseg_coop.engine import BFloat16OptimWrapper, CompileHook
-from mmseg_coop.errors import ConfigError
+from mmseg_coop.errors import ConfigError, NumericError
 from tests.engine.runs import Act, Toy, assert_same, comparable, loader, logged, newest
 from tests.engine.runs import train as train_toy
 
@@ -137,27 +137,6 @@ def test_bfloat16_steps_are_those_of_a_plain_loop(tmp_path):
     assert torch.equal(model.layer.weight, expected.layer.weight)
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    """A process group of this process alone, in which models are wrapped as in any other."""
-    store = f'file://{tmp_path}/store'
-    dist.init_process_group('gloo', init_method=store, rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def test_several_processes_train_alike(build, expected, process_group, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    runner = build(tmp_path / 'run', LAYOUT, wrapper=TYPE, launcher='pytorch')
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter('always')
-        runner.train()
-    assert isinstance(runner.model, nn.parallel.DistributedDataParallel)
-    # It says so if the weights were laid out after it was made.
-    assert not [warning for warning in said if 'Grad strides' in str(warning.message)]
-    assert_same(comparable(newest(tmp_path / 'run')), expected)
-
-
 class Count:
     """A backend that runs graphs as they are, and counts them."""
 
@@ -169,8 +148,34 @@ class Count:
 
 
 @pytest.fixture
+def process_group(tmp_path):
+    """A process group of this process alone, in which models are wrapped as in any other."""
+    store = f'file://{tmp_path}/store'
+    dist.init_process_group('gloo', init_method=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_several_processes_train_alike(
+    compiled, build, expected, process_group, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    hooks = LAYOUT, dict(type='CompileHook', backend=Count())
+    runner = build(tmp_path / 'run', *hooks[: 1 + compiled], wrapper=TYPE, launcher='pytorch')
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        runner.train()
+    assert isinstance(runner.model, nn.parallel.DistributedDataParallel)
+    # It says so if the weights were laid out after it was made.
+    assert not [warning for warning in said if 'Grad strides' in str(warning.message)]
+    assert_same(comparable(newest(tmp_path / 'run')), expected)
+
+
+@pytest.fixture
 def once(monkeypatch):
     """What is compiled a second time is an error."""
+    Count.graphs.clear()
     torch._dynamo.reset()
     monkeypatch.setattr(torch._dynamo.config, 'error_on_recompile', True)
     yield
@@ -193,6 +198,13 @@ def test_each_network_is_one_graph_that_batches_share(build, expected, once, tmp
     assert 'The first step compiles backbone and decode_head; it takes long.' in said
     assert len(re.findall(r'The first step took \d+\.\d s\.', said)) == 1
     assert all('forward' not in vars(part) for part in runner.model.children())
+
+
+def test_a_loss_that_is_not_finite_is_seen_behind_compiled_networks(tmp_path):
+    data = [dict(inputs=torch.full((20,), math.nan))] * 2
+    hooks = [CompileHook(backend='eager'), dict(type='NonFiniteLossHook')]
+    with pytest.raises(NumericError, match='The loss of iteration 1 is not finite'):
+        train_toy(tmp_path, Toy(), data=data, hooks=hooks)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(train, tmp_path):
     """In double precision, where rounding hides nothing."""
     one, two, half, resumed = (tmp_path / name for name in ('one', 'two', 'half', 'resumed'))
     expected_lines = train(one, batch=4)
-    lines = train(two, batch=2, processes=2)
+    lines = train(two, '--channels-last', batch=2, processes=2)
     train(half, batch=2)
     expected = weights(one, 4)
     assert difference(expected, weights(one, 3)) > 1e-3
