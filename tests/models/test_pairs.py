@@ -141,7 +141,6 @@ def test_a_pair_learns_together_and_predicts(name, train_batch):
 def test_a_pair_is_trained_validated_and_exported_by_the_tools(
     name, tool, mini_data, run_options, tmp_path
 ):
-    pytest.importorskip('onnxruntime', reason='the export needs onnx and onnxruntime')
     config = tmp_path / 'pair.py'
     model = dict(model_cfg(name), _delete_=True)
     config.write_text(f'_base_ = {str(MINI)!r}\nmodel = {model!r}\n')
@@ -151,6 +150,7 @@ def test_a_pair_is_trained_validated_and_exported_by_the_tools(
     assert done.returncode == 0, done.stderr
     logs = [json.loads(line) for line in next(Path(tmp_path).rglob('scalars.json')).open()]
     assert {'top/mIoU', 'bottom/mIoU', 'ensemble/mIoU'} <= {*logs[-1]}
+    pytest.importorskip('onnxruntime', reason='the export needs onnx and onnxruntime')
     for exporter in EXPORTERS:
         words = ('--out', tmp_path / f'{exporter}.onnx', '--size', '64x64', '--exporter', exporter)
         checkpoint = tmp_path / 'work/iter_2.pth'
