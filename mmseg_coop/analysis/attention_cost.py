@@ -18,10 +18,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import override
 
 from ..apis.model import choose_device
 from ..errors import ConfigError
-from ..models.attentions import ChannelPoolAttention, PoolUnit, SpatialPoolAttention
+from ..models.attentions import ChannelPoolAttention, SpatialPoolAttention
 from .measure import describe, interleaved_seconds, median_ratio, peak_bytes
 from .tables import markdown
 
@@ -56,6 +57,19 @@ class LiteralSPA(nn.Module):
         return self.scale * context.view_as(x) + x
 
 
+class SDPANonLocal2d(NonLocal2d):
+    """mmcv's non-local block with PyTorch's fused attention, as one would write it today."""
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            conv(x).flatten(2).transpose(1, 2).unsqueeze(1)
+            for conv in (self.theta, self.phi, self.g)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return x + self.conv_out(attended.squeeze(1).mT.unflatten(2, x.shape[2:]))
+
+
 #: What builds an attention for so many channels. The rivals are as in their configs: NonLocal2d and
 #: APNB with half of the channels inside, PAM with an eighth.
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
@@ -64,6 +78,7 @@ ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
     'literal-SPA': partial(LiteralSPA, convolutions=False),
     'literal-SPA-conv': LiteralSPA,
     'NonLocal2d': NonLocal2d,
+    'NonLocal2d-SDPA': SDPANonLocal2d,
     'PAM': lambda channels: PAM(channels, channels // 8),
     'APNB': lambda channels: APNB(
         in_channels=channels,
@@ -80,8 +95,8 @@ ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
 }
 #: What each of ours is compared with.
 RIVALS = {
-    'SPA': ('literal-SPA', 'literal-SPA-conv', 'NonLocal2d', 'PAM', 'APNB'),
-    'SPA-conv': ('literal-SPA-conv', 'NonLocal2d', 'PAM', 'APNB'),
+    'SPA': ('literal-SPA', 'literal-SPA-conv', 'NonLocal2d', 'NonLocal2d-SDPA', 'PAM', 'APNB'),
+    'SPA-conv': ('literal-SPA-conv', 'NonLocal2d', 'NonLocal2d-SDPA', 'PAM', 'APNB'),
     'CPA': ('CAM',),
 }
 
@@ -152,9 +167,7 @@ def count_operations(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     with FlopCounterMode(display=False) as total:
         subject.forward()
     with FlopCounterMode(display=False) as pooling:
-        for module in subject.module.modules():
-            if isinstance(module, PoolUnit):
-                module(subject.x)
+        getattr(subject.module, 'pool', nn.Identity())(subject.x)
     pooled = pooling.get_total_flops()
     return (total.get_total_flops() - pooled) / 2e9, pooled / 2e9
 
@@ -195,11 +208,11 @@ def measure_attentions(
         torch.set_num_threads(threads)
     torch.manual_seed(0)
     limit = free_bytes(place) if memory is None else memory * 2**30
-    print(f'{describe(place)}, float32, median of {repeats} rounds')
     for size in sizes:
         _measure(
             only or list(ATTENTIONS), (batch_size, channels, *size), train, limit, repeats, place
         )
+    print(f'\nfloat32, median of {repeats} rounds on {describe(place)}')
 
 
 def _measure(

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from mmcv.cnn import NonLocal2d
+from PIL import Image
 from torch import nn
 
-from mmseg_coop.analysis.attention_cost import ATTENTIONS
+from mmseg_coop.analysis import growth
+from mmseg_coop.analysis.attention_cost import ATTENTIONS, SDPANonLocal2d
+from mmseg_coop.analysis.benchmark import Subject
 from mmseg_coop.analysis.flops import count
+from mmseg_coop.analysis.measure import interleaved_seconds, most_expensive
+from mmseg_coop.apis import build_model
+from mmseg_coop.config import load_config
+from mmseg_coop.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOPS = 'tools/analysis_tools/get_flops.py'
@@ -17,6 +27,8 @@ ATTENTION = 'tools/analysis_tools/attention_cost.py'
 LIGHT = ROOT / 'configs/cross_coop/cross-coop_mnv2-effl0-d16_1xb6-2k_camvid-180x240.py'
 PAIR = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
 DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
+
+CPU = torch.device('cpu')
 
 
 def test_figures_of_the_metafile_are_those_of_the_tool(mini, tool, tmp_path):
@@ -101,6 +113,106 @@ def test_benchmark_compares_models_side_by_side(mini, tool, rows):
     for one, other, both in (ratios[:3], ratios[3:]):
         assert ' + ' in both[1]
         assert float(both[2]) <= min(float(one[2]), float(other[2]))
+
+
+def test_options_are_those_of_the_first_model_which_is_measured_without_as_well(mini, tool, rows):
+    words = ('--part', 'backbone', '--modes', 'forward', '--size', '33x33', '--repeats', 1)
+    done = tool(BENCHMARK, mini, '--optimize', '--profile', '--vs', mini, *words)
+    assert done.returncode == 0, done.stderr
+    assert 'options: fuse=True channels_last=True' in done.stdout
+    assert f'torch {torch.__version__.split("+")[0]}' in done.stdout
+    table = rows(done.stdout)
+    assert table[0][2:] == ['forward (ms)', 'forward peak (MiB)']
+    assert [row[0] for row in table[1:4]] == [
+        *(f'0: {mini.stem} with options', f'1: {mini.stem}', f'2: {mini.stem}')
+    ]
+    assert len({row[1] for row in table[1:4]}) == 1
+    assert [row[1] for row in table[5:7]] == [f'1: {mini.stem}', f'2: {mini.stem}']
+    with_options, without = table[8:13], table[13:]
+    assert 'with options' in with_options[0][0]
+    assert len(without) == 5
+    for profile in (with_options, without):
+        shares = [float(row[1].rstrip('%')) for row in profile]
+        assert shares == sorted(shares, reverse=True)
+    subject = Subject(load_config(str(mini)), (1, 33, 33), device=CPU, part='backbone')
+    for options, has_norms in (({}, True), (dict(fuse=True), False), ({}, True)):
+        found = most_expensive(subject.forward(**options), CPU, count=10**6)
+        assert any('batch_norm' in key for key, _, _ in found) is has_norms
+    done = tool(BENCHMARK, mini, '--part', 'neck')
+    assert (done.returncode, done.stdout) == (1, '')
+    assert "'neck' is no part of CrossCoopEncoderDecoder, which has data_prep" in done.stderr
+
+
+def test_the_most_expensive_operators_are_named_with_their_shapes():
+    a, b = torch.rand(1024, 999), torch.rand(999, 1024)
+    found = most_expensive(lambda: (a @ b).relu(), CPU)
+    assert found[0][:2] == ('aten::mm', '1024x999 999x1024')
+    assert sum(share for _, _, share in found) == pytest.approx(1, abs=0.01)
+
+
+def test_a_gpu_is_warmed_up_and_timed_by_events_while_nothing_else_runs(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append('event')
+
+        def elapsed_time(self, end):
+            return 250.0
+
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: log.append('wait'))
+    monkeypatch.setattr(torch.cuda, 'device', lambda device: nullcontext())
+    functions = dict(a=lambda: log.append('a'), b=lambda: log.append('b'))
+    seconds = interleaved_seconds(functions, repeats=2, device=torch.device('cuda'))
+    assert seconds == dict(a=[0.25, 0.25], b=[0.25, 0.25])
+    assert log[:10] == ['a'] * 5 + ['b'] * 5
+    each = [['wait', 'event', name, 'event', 'wait'] for name in 'ab']
+    assert log[10:] == 2 * (each[0] + each[1])
+
+
+def test_growth_is_measured_and_drawn_beside_straight_lines(mini, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(growth, 'NETWORKS', (1, 3))
+    monkeypatch.setattr(growth, 'SIDES', ((1, 1), (2, 1)))
+    monkeypatch.setattr(growth, 'CLASSES', (2, 5))
+    chart = tmp_path / 'growth.png'
+    found = growth.draw_growth(str(mini), out=str(chart), size=(17, 17), repeats=1)
+    assert Image.open(chart).size[0] > 1000
+    assert capsys.readouterr().out.count('| train | memory |') == 3
+    points = {what: [x for x, _ in curves['train', 'time']] for what, curves in found.items()}
+    assert points == dict(networks=[1, 3], pixels=[1, 2], classes=[2, 5])
+    for curves in found.values():
+        assert list(curves) == [(m, q) for m in ('forward', 'train') for q in ('time', 'memory')]
+    (_, one), (_, three) = found['networks']['train', 'memory']
+    assert 2 < three / one < 5
+    with pytest.raises(FileExistsError):
+        growth.draw_growth(str(mini), out=str(chart))
+    with pytest.raises(ConfigError, match='has no networks to vary'):
+        growth.draw_growth(str(DPANET), out=str(tmp_path / 'other.png'))
+
+
+def test_a_pair_is_varied_by_its_own_networks_in_turn():
+    cfg = growth.vary(load_config(str(LIGHT)), 3, 7)
+    assert list(cfg.model.backbone.networks) == ['top0', 'bottom1', 'top2']
+    assert list(cfg.model.decode_head.networks) == ['top0', 'bottom1', 'top2']
+    assert list(cfg.model.backbone.normalize) == ['bottom1']
+    assert cfg.model.decode_head.num_classes == 7
+    assert build_model(cfg).output_names == ('top0', 'bottom1', 'top2', 'ensemble')
+
+
+def test_distance_from_a_straight_line():
+    assert growth.straight_line([(1, 5), (2, 7), (4, 11)]) == pytest.approx((2, 3, 0), abs=1e-9)
+    assert growth.straight_line([(x, x**2) for x in range(1, 9)])[2] > 0.2
+
+
+def test_the_fused_non_local_block_is_the_non_local_block():
+    block, fused = NonLocal2d(16, zeros_init=False), SDPANonLocal2d(16)
+    fused.load_state_dict(block.state_dict())
+    x = torch.randn(2, 16, 5, 7)
+    torch.testing.assert_close(fused(x), block(x), rtol=1e-5, atol=1e-6)
 
 
 def test_table_1_by_its_own_count(tool, rows):

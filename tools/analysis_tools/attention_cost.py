@@ -3,8 +3,8 @@
 Prints a Markdown table for every map size: parameters, multiply-accumulate operations, time and the
 peak of the memory taken beyond the map itself. Attentions: SPA and CPA, with the 1x1 convolutions
 of figure 4 or without; the literal SPA, which projects the whole map and pools level by level;
-mmcv's NonLocal2d; PAM and CAM of DANet; APNB of ANN. What does not fit into the memory is left out
-and said so.
+mmcv's NonLocal2d, and the same by PyTorch's scaled_dot_product_attention; PAM and CAM of DANet;
+APNB of ANN. What does not fit into the memory is left out and said so.
 
 With --count ann it prints table 1 of the paper instead: its own count, beside the true one.
 """
