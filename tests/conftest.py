@@ -15,6 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.utils.dl_utils import mmcv_full_available
 from mmengine.visualization import Visualizer
 from mmseg.registry import MODELS
 
@@ -31,6 +32,16 @@ def pytest_collection_finish():
     """Spare the collector of garbage what is imported: mmengine calls it for every dataset."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _quick_optimizers():
+    """For every layer, mmengine looks on the disk whether mmcv has its ops; here it does once."""
+    has_ops = mmcv_full_available()
+    with pytest.MonkeyPatch.context() as patch:
+        place = 'mmengine.optim.optimizer.default_constructor.mmcv_full_available'
+        patch.setattr(place, lambda: has_ops)
+        yield
 
 
 @pytest.fixture(autouse=True)
