@@ -11,11 +11,13 @@ from mmengine.config import Config, DictAction
 from mmengine.optim import build_optim_wrapper
 from mmseg.registry import MODELS
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmseg_coop.apis import build_runner, check_data
+from mmseg_coop.apis import build_runner, check_data, optimize_for_inference
 from mmseg_coop.apis.launch import spell_out_topology
 from mmseg_coop.config import forget_pretrained, load_config
 from mmseg_coop.datasets.faults.walk import iter_datasets
+from tests.apis.test_folding import randomize
 from tests.conftest import shrink_networks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,4 +259,18 @@ def train_validate_and_test(path, data_root, tmp_path, *, whole=False):
     networks = [name for name in outputs if name != 'ensemble']
     for network in networks or ['']:
         assert any(key.startswith(f'decode.{network}') and 'loss' in key for key in logged)
+    assert_optimized_is_exact(runner.model.eval())
     return cfg
+
+
+def assert_optimized_is_exact(model):
+    """Folding batch norms and another layout of memory change nothing but the rounding."""
+    randomize(model)
+    image, meta = torch.randn(1, 3, SIZE, SIZE), dict(img_shape=(SIZE, SIZE))
+    with torch.no_grad():
+        expected = model.encode_decode(image, [meta])
+        optimize_for_inference(model)
+        found = model.encode_decode(image, [meta])
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    left = [name for name, part in model.named_modules() if isinstance(part, _BatchNorm)]
+    assert all(name.startswith('auxiliary_head') for name in left)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
@@ -14,12 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
+from ..engine.hooks.compile_hook import check_compiler, networks
 from ..engine.precision import warn_if_slow
 from ..errors import InputError
 from .folding import fold_batch_norms
 
 #: Largest difference that folding may make, relative to the largest logit; rounding makes 1e-6.
 TOLERANCE = 1e-3
+#: How parts are compiled: their weights do not change any more.
+COMPILE = dict(options=dict(freezing=True))
 #: Sides of the image that a model is observed with which does not say the size of its training.
 SIDES = (128, 128)
 
@@ -55,6 +57,7 @@ def optimize_for_inference(
     Raises:
         InputError: The model is in training mode, or ``dtype`` is another one, and nothing has been
             done; or folding has changed what the model computes.
+        ConfigError: ``compile`` finds no compiler.
     """
     if hasattr(model, 'optimized'):
         warnings.warn(
@@ -72,6 +75,8 @@ def optimize_for_inference(
     name = str(dtype).removeprefix('torch.')
     if dtype is not None and name != 'bfloat16' and (name != 'float16' or device == 'cpu'):
         raise InputError(f'dtype {name} on {device}: take bfloat16, or float16 on a GPU.')
+    if compile:
+        check_compiler('compile=True', torch.device(device), **COMPILE)
     model.requires_grad_(False)
     done = []
     if fuse:
@@ -84,8 +89,8 @@ def optimize_for_inference(
         _autocast(model, device, getattr(torch, name))
         done.append(name)
     if compile:
-        for part in _parts(model):
-            part.forward = torch.compile(part.forward, options=dict(freezing=True))
+        for _, part in networks(model):
+            part.forward = torch.compile(part.forward, **COMPILE)
         done.append('compiled')
     model.optimized = ', '.join(done) or 'nothing'
     return model
@@ -114,13 +119,6 @@ def _count_norms(model: nn.Module) -> int:
     return sum(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-def _parts(model: BaseSegmentor) -> Iterator[nn.Module]:
-    """Backbone, neck and heads: what computes from images to logits."""
-    for name, child in model.named_children():
-        if name not in ('data_preprocessor', 'auxiliary_head'):
-            yield from child if isinstance(child, nn.ModuleList) else [child]
-
-
 def _autocast(model: BaseSegmentor, device: str, dtype: torch.dtype) -> None:
     """Let the parts of a model run under autocast, but for its classifiers, and return float32."""
 
@@ -133,7 +131,7 @@ def _autocast(model: BaseSegmentor, device: str, dtype: torch.dtype) -> None:
             return type(classifier).forward(classifier, x.float())
 
     # A method goes along with a copy of the model, which a function would not.
-    for part in _parts(model):
+    for _, part in networks(model):
         part.forward = MethodType(run, part)
     for name, module in model.named_modules():
         words = name.split('.')

@@ -6,11 +6,12 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmseg.registry import MODELS
+from torch import _inductor as inductor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmseg_coop.apis import optimize_for_inference
 from mmseg_coop.engine import precision
-from mmseg_coop.errors import InputError
+from mmseg_coop.errors import ConfigError, InputError
 from tests.apis.test_folding import randomize
 
 IMAGE = torch.rand(1, 3, 65, 65)
@@ -103,3 +104,22 @@ def test_folding_that_would_change_the_logits_is_said(model):
     model.decode_head.networks.top.bottleneck.forward = lambda x: torch.nn.Sequential(*hidden)(x)
     with pytest.raises(InputError, match=r'changes its logits by .* fuse=False'):
         optimize_for_inference(model)
+
+
+@pytest.mark.slow
+def test_a_missing_compiler_is_said(model, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path))
+    missing = inductor.config.patch({'cpp.cxx': ('no-such-compiler',)})
+    said = r'compile=True: torch.compile fails on cpu: .*C\+\+ compiler.* such as g\+\+'
+    with missing, pytest.raises(ConfigError, match=said):
+        optimize_for_inference(model, compile=True)
+    assert not hasattr(model, 'optimized')
+
+
+@pytest.mark.slow
+def test_compiled_networks_compute_the_same(model):
+    expected = logits(model)
+    fast = optimize_for_inference(model, compile=True)
+    assert fast.optimized.endswith('compiled')
+    assert difference(logits(fast), expected) < 1e-5

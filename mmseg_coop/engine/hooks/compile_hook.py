@@ -18,13 +18,43 @@ from ...errors import ConfigError, printable
 from ..resume import model_of
 
 
-def _networks(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
-    """Name the parts of a model that are called as one: backbone, neck and heads."""
+def networks(module: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module]]:
+    """Name the parts of a model that are called as one: backbone, neck and heads.
+
+    Args:
+        module: The model.
+        prefix: What stands before the names. Defaults to ``''``.
+
+    Yields:
+        Name and part.
+    """
     for name, part in module.named_children():
         if isinstance(part, nn.ModuleList):
-            yield from _networks(part, f'{prefix}{name}.')
+            yield from networks(part, f'{prefix}{name}.')
         elif not isinstance(part, BaseDataPreprocessor):
             yield f'{prefix}{name}', part
+
+
+def check_compiler(who: str, device: torch.device, **options: Any) -> None:
+    """Compile what is quickly compiled, so that a compiler that is missing is said at once.
+
+    Args:
+        who: Who compiles, for the message.
+        device: Where it runs.
+        **options: Arguments of ``torch.compile``.
+
+    Raises:
+        ConfigError: Nothing can be compiled on this machine, or an option is wrong.
+    """
+    try:
+        torch.compile(lambda x: x.sin() + 1, **options)(torch.ones(8, device=device))
+    except Exception as error:
+        cause = getattr(error, 'inner_exception', error)  # of what compiles the graph
+        said = str(cause).strip().partition('\n')[0][:300].rstrip('.')
+        raise ConfigError(
+            f'{who}: torch.compile fails on {device}: {printable(said)}. '
+            'It needs a C++ compiler such as g++, and Triton on GPUs; or leave it out.'
+        ) from error
 
 
 @HOOKS.register_module()
@@ -53,23 +83,12 @@ class CompileHook(Hook):
     @override
     def before_train(self, runner: Runner) -> None:
         model = model_of(runner)
-        self._check(next(model.parameters()).device)
-        self._compiled = dict(_networks(model))
+        device = next(model.parameters()).device
+        check_compiler('--compile (CompileHook)', device, **self.options)
+        self._compiled = dict(networks(model))
         for part in self._compiled.values():
             self._compile(part)
         self._say(runner, f'The first step compiles {" and ".join(self._compiled)}; it takes long.')
-
-    def _check(self, device: torch.device) -> None:
-        """Compile what is quickly compiled, so that a compiler that is missing is said at once."""
-        try:
-            torch.compile(lambda x: x.sin() + 1, **self.options)(torch.ones(8, device=device))
-        except Exception as error:
-            cause = getattr(error, 'inner_exception', error)  # of what compiles the graph
-            said = str(cause).strip().partition('\n')[0][:300].rstrip('.')
-            raise ConfigError(
-                f'--compile (CompileHook): torch.compile fails on {device}: {printable(said)}. '
-                'It needs a C++ compiler such as g++, and Triton on GPUs; or leave it out.'
-            ) from error
 
     def _compile(self, part: nn.Module) -> None:
         plain = part.forward
