@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_map
 from ..engine.hooks.compile_hook import check_compiler, networks
 from ..engine.precision import warn_if_slow
 from ..errors import InputError
+from ..models.decode_heads.join_conv import JoinConv2d
 from .folding import fold_batch_norms
 
 #: Largest difference that folding may make, relative to the largest logit; rounding makes 1e-6.
 TOLERANCE = 1e-3
 #: How parts are compiled: their weights do not change any more.
-COMPILE = dict(options=dict(freezing=True))
+COMPILE: dict[str, Any] = dict(options=dict(freezing=True))
 #: Sides of the image that a model is observed with which does not say the size of its training.
 SIDES = (128, 128)
 
@@ -137,8 +138,8 @@ def _autocast(model: BaseSegmentor, device: str, dtype: torch.dtype) -> None:
         words = name.split('.')
         if words[-1] == 'conv_seg':  # costs next to nothing, and rounded logits change labels
             module.forward = MethodType(classify, module)
-        # Classes of others may compute with their weights.
-        is_plain = type(module).__module__.startswith('torch.nn.')
+        # Other classes may compute with their weights, and not only convolve.
+        is_plain = type(module).__module__.startswith(('torch.nn.', JoinConv2d.__module__))
         if is_plain and 'conv_seg' not in words and isinstance(module, (_ConvNd, nn.Linear)):
             module.to(dtype)  # which autocast would do in every call
 
