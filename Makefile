@@ -71,6 +71,11 @@ test-slow: $(STAMP) ## run the tests that `make test` leaves out
 	@echo 'make: running the slow tests in $(JOBS) processes'
 	@$(ONE_THREAD) $(PY) -m pytest -m slow -n $(JOBS) --dist loadfile tests
 
+.PHONY: test-cuda
+test-cuda: $(STAMP) ## run the tests that are for a GPU; what they measure goes to build/cuda
+	@echo 'make: running the tests that are for a GPU'
+	@MMSEG_COOP_FIGURES=$(abspath build/cuda) $(PY) -m pytest -m cuda --durations=10 tests
+
 .PHONY: lint
 lint: style types ## check style, docstrings, types, spelling and the names of the configs
 

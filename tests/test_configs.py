@@ -105,8 +105,8 @@ def test_other_backbones_on_cityscapes_are_a_config_of_a_few_lines(tmp_path):
 def data_root(mini_data):
     """Data root of a miniature dataset of a layout."""
 
-    def find(layout):
-        out = mini_data(layout, train=2, val=1, size=f'{SIZE}x{SIZE}')
+    def find(layout, size=f'{SIZE}x{SIZE}'):
+        out = mini_data(layout, train=2, val=1, size=size)
         nested = out / ROOTS.get(layout, '')
         return nested if nested.is_dir() else out
 
@@ -130,7 +130,7 @@ def shrink(value):
             shrink(item)
 
 
-#: Those that are run as wide as they are, in the slow tests.
+#: Those that are run as wide as they are: in the slow tests, and at full size on a GPU.
 WHOLE = (
     'cross-coop_x65-r101-d16_1xb6-88k',
     'dpanet_r101-d8_1xb8',
@@ -144,15 +144,16 @@ WHOLE = (
     [
         *((path, False) for path in CONFIGS),
         *(
-            pytest.param(path, True, marks=pytest.mark.slow)
+            pytest.param(path, True, marks=[pytest.mark.slow, pytest.mark.cuda])
             for path in CONFIGS
             if path.stem.startswith(WHOLE)
         ),
     ],
     ids=lambda value: getattr(value, 'stem', ('tiny', 'whole')[value is True]),
 )
-def test_config_trains_validates_and_tests(path, whole, data_root, tmp_path):
-    train_validate_and_test(path, data_root, tmp_path, whole=whole)
+def test_config_trains_validates_and_tests(path, whole, device, data_root, tmp_path):
+    full_size = device.type == 'cuda'
+    train_validate_and_test(path, data_root, tmp_path, whole=whole, full_size=full_size)
 
 
 def test_validation_on_whole_images_is_chosen_by_one_line(data_root, tmp_path):
@@ -220,19 +221,21 @@ def test_ignored_pixels_are_left_out_of_the_mean_of_the_loss(path):
     torch.testing.assert_close(found, expected)
 
 
-def train_validate_and_test(path, data_root, tmp_path, *, whole=False):
-    """Run a config at reduced size, with all checks, and return it."""
+def train_validate_and_test(path, data_root, tmp_path, *, whole=False, full_size=False):
+    """Run a config, at reduced size unless told otherwise, with all checks, and return it."""
     cfg = load_config(str(path))
     forget_pretrained(cfg.model)
     if not whole:
         shrink_networks(cfg.model)
-    for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader'):
-        shrink(cfg[key])
+    if not full_size:
+        for key in ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader'):
+            shrink(cfg[key])
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
         for dataset in iter_datasets(loader.dataset):
-            dataset.data_root = str(data_root(LAYOUTS[dataset.type]))
+            size = ['513x513'] if full_size else []
+            dataset.data_root = str(data_root(LAYOUTS[dataset.type], *size))
     cfg.train_dataloader.batch_size = 2
     cfg.train_cfg.update(max_iters=1, val_interval=1)
     cfg.default_hooks.checkpoint = None

@@ -1,0 +1,67 @@
+"""Every shipped config on an imitated GPU: without one, a tensor left on the CPU is found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.utils import digit_version
+from mmseg.registry import MODELS
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from mmseg_coop.config import forget_pretrained
+from tests.cuda.conftest import CONFIGS, MINI
+
+pytestmark = pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.4'),
+    reason='this torch needs a driver to imitate a GPU',
+)
+SLOW = pytest.mark.slow
+
+
+def build(config):
+    """The model of a config, all of it on the imitated GPU, and the size of its crops."""
+    cfg = Config.fromfile(config)
+    forget_pretrained(cfg.model)
+    with torch.device('cuda'):
+        model = MODELS.build(cfg.model)
+    model.data_preprocessor.to('cuda')
+    model.test_cfg.mode = 'whole'  # sliding looks at values
+    return model, tuple(cfg.model.data_preprocessor.size)
+
+
+@pytest.fixture
+def imitated():
+    """Tensors have a device and a shape but no values, so that full crops take no time."""
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        yield
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        pytest.param(c, id=c.stem, marks=[] if c == MINI or 'dpanet_mnv2' in c.stem else SLOW)
+        for c in CONFIGS
+    ],
+)
+@torch.no_grad()
+def test_losses_and_predictions_of_full_crops_are_on_the_device(config, imitated, train_batch):
+    model, size = build(config)
+    batch = model.data_preprocessor(train_batch(size, num_classes=2), training=True)
+    losses = model(**batch, mode='loss')
+    samples = model.eval().test_step(train_batch(size, num_classes=2))
+    assert {value.device.type for value in losses.values()} == {'cuda'}
+    assert len(samples) == 2
+    for element in (element for sample in samples for element in sample.values()):
+        for value in element.values():
+            assert value.device.type == 'cuda'
+            assert value.shape[-2:] == size
+
+
+def test_a_tensor_left_on_the_cpu_is_found(imitated, train_batch):
+    """What the tests above rely on."""
+    model, size = build(MINI)
+    model.backbone.register_forward_pre_hook(lambda _, images: images[0] + torch.ones(3, 1, 1))
+    with pytest.raises(RuntimeError, match='same device'):
+        model.test_step(train_batch(size, num_classes=2))
