@@ -43,7 +43,7 @@ def optimize_for_inference(
     Args:
         model: Any segmentor of mmseg, in evaluation mode.
         fuse: Whether to fold batch norms into the convolutions before them, see
-            :func:`fold_batch_norms`. Defaults to True.
+            ``fold_batch_norms``. Defaults to True.
         channels_last: Whether to lay out memory as NHWC. Defaults to True.
         dtype: ``'bfloat16'``, or ``'float16'`` on a GPU: what convolutions and products of matrices
             compute in, by autocast, with their weights stored in it. Images are normalised, and
