@@ -19,8 +19,9 @@ from ..attentions import ChannelPoolAttention, SpatialPoolAttention
 from ..cooperation import Steps
 from .cooperative_decode_head import CooperativeDecodeHead
 
+BRANCHES = ('spa', 'cpa')
 #: The outputs, each with a classifier and a loss: both branches together, then either alone.
-OUTPUTS = ('fused', 'spa', 'cpa')
+OUTPUTS = ('fused', *BRANCHES)
 
 
 class AttentionBranch(BaseModule):
@@ -29,7 +30,9 @@ class AttentionBranch(BaseModule):
     Args:
         in_channels: Channels of the backbone's output.
         channels: Channels of the branch's output.
-        attention: The attention, of ``in_channels`` or, if a convolution comes first, ``channels``.
+        width: Channels of the attention: ``in_channels`` or, if a convolution comes first,
+            ``channels``.
+        attention: The attention.
         convolutions: As in :class:`DPAHead`.
         num_outputs: Channels of the branch's classifier, 0 for none.
         **kwargs: ``conv_cfg``, ``norm_cfg`` and ``act_cfg`` of the convolutions.
@@ -40,7 +43,8 @@ class AttentionBranch(BaseModule):
         *,
         in_channels: int,
         channels: int,
-        attention: SpatialPoolAttention | ChannelPoolAttention,
+        width: int,
+        attention: torch.nn.Module,
         convolutions: str,
         num_outputs: int,
         **kwargs: Any,
@@ -52,7 +56,7 @@ class AttentionBranch(BaseModule):
             self.conv_in = ConvModule(in_channels, channels, 3, padding=1, **kwargs)
         self.attention = attention
         if convolutions != 'none':
-            self.conv_out = ConvModule(attention.in_channels, channels, 3, padding=1, **kwargs)
+            self.conv_out = ConvModule(width, channels, 3, padding=1, **kwargs)
         self.conv_seg = nn.Conv2d(channels, num_outputs, 1) if num_outputs else None
 
 
@@ -79,6 +83,8 @@ class DPAHead(CooperativeDecodeHead):
             table 1. ``'none'``: as section 3.1 reads, where the attentions' outputs themselves are
             joined; the branches keep ``in_channels``, and ``channels`` has no effect. Defaults to
             ``'both'``.
+        attentions: Those that work; a branch without its attention keeps its convolutions and its
+            classifier. Defaults to ``('spa', 'cpa')``.
         branch_fusion: How the branches are joined: ``'concat'``, as the caption of figure 2 says,
             or ``'sum'``, as in DANet. Defaults to ``'concat'``.
         key_sizes: See :class:`SpatialPoolAttention`. Defaults to (1, 4, 8, 10, 12).
@@ -113,6 +119,7 @@ class DPAHead(CooperativeDecodeHead):
         in_channels: int,
         channels: int = 512,
         convolutions: str = 'both',
+        attentions: Sequence[str] = BRANCHES,
         branch_fusion: str = 'concat',
         key_sizes: Sequence[int] = (1, 4, 8, 10, 12),
         value_sizes: Sequence[int] = (1, 5, 7, 9, 13),
@@ -127,6 +134,8 @@ class DPAHead(CooperativeDecodeHead):
         **kwargs: Any,
     ) -> None:
         check_choice('convolutions', convolutions, ('both', 'after', 'none'))
+        for attention in attentions:
+            check_choice('attentions', attention, BRANCHES)
         check_choice('branch_fusion', branch_fusion, ('concat', 'sum'))
         weights = _complete_weights(loss_weights or {})
         if kwargs.get('input_transform') is not None:
@@ -139,34 +148,35 @@ class DPAHead(CooperativeDecodeHead):
         super().__init__(in_channels=in_channels, channels=channels, **kwargs)
         self.loss_weights = {output: weight for output, weight in weights.items() if weight}
         self.branch_fusion = branch_fusion
-        width = channels if convolutions == 'both' else in_channels
-
+        self.width = channels if convolutions == 'both' else in_channels
         branch = partial(
             AttentionBranch,
             in_channels=in_channels,
             channels=channels,
+            width=self.width,
             convolutions=convolutions,
             conv_cfg=self.conv_cfg,
             norm_cfg=self.norm_cfg,
             act_cfg=self.act_cfg,
         )
-        self.spa = branch(
-            attention=SpatialPoolAttention(
-                width,
-                key_sizes=key_sizes,
-                value_sizes=value_sizes,
-                qkv=qkv,
-                query_channels=query_channels,
-                pooling=pooling,
-                scaled=scaled,
-            ),
-            num_outputs=self.out_channels if 'spa' in self.loss_weights else 0,
+        spa = SpatialPoolAttention(
+            self.width,
+            key_sizes=key_sizes,
+            value_sizes=value_sizes,
+            qkv=qkv,
+            query_channels=query_channels,
+            pooling=pooling,
+            scaled=scaled,
         )
-        self.cpa = branch(
-            attention=ChannelPoolAttention(
-                width, similarity=similarity, maximum=maximum, qkv=channel_qkv
-            ),
-            num_outputs=self.out_channels if 'cpa' in self.loss_weights else 0,
+        cpa = ChannelPoolAttention(
+            self.width, similarity=similarity, maximum=maximum, qkv=channel_qkv
+        )
+        self.spa, self.cpa = (
+            branch(
+                attention=attention if name in attentions else nn.Identity(),
+                num_outputs=self.out_channels if name in self.loss_weights else 0,
+            )
+            for name, attention in (('spa', spa), ('cpa', cpa))
         )
         if branch_fusion == 'concat':  # BaseDecodeHead's own classifier takes `channels` channels
             self.conv_seg = nn.Conv2d(2 * channels, self.out_channels, 1)
@@ -177,7 +187,7 @@ class DPAHead(CooperativeDecodeHead):
         sites: dict[str, tuple[int, ...]] = dict(input=(self.in_channels,))
         if self.spa.conv_in is not None:
             sites['attention_input'] = (self.channels,) * 2
-        sites['attention'] = (self.spa.attention.in_channels,) * 2
+        sites['attention'] = (self.width,) * 2
         if self.spa.conv_out is not None:
             sites['attention_output'] = (self.channels,) * 2
         return sites

@@ -39,6 +39,8 @@ class TestDPAHead(SiteSuite, DeployedSuite):
         none_sum=dict(convolutions='none', branch_fusion='sum'),
         conv=dict(qkv='conv'),
         conv_max=dict(qkv='conv', pooling='max', scaled=True, similarity='square'),
+        spa_only=dict(attentions=('spa',)),
+        no_attention=dict(attentions=(), convolutions='none'),
         one_loss=dict(loss_weights=dict(spa=0, cpa=0)),
         no_norm=dict(dropout_ratio=0, norm_cfg=None),
     )
@@ -50,6 +52,7 @@ class TestDPAHead(SiteSuite, DeployedSuite):
     refusals = (
         (dict(num_classes=0), 'num_classes=0 is not a positive integer'),
         (dict(convolutions='all'), r"convolutions='all' .*'both', 'after', 'none'"),
+        (dict(attentions=('pam',)), r"attentions='pam' .*'spa', 'cpa'"),
         (dict(branch_fusion='max'), r"branch_fusion='max' .*'concat', 'sum'"),
         (dict(similarity='dot'), r"similarity='dot' is unknown"),
         (dict(qkv='linear'), r"qkv='linear' is unknown"),
@@ -96,6 +99,20 @@ class TestDPAHead(SiteSuite, DeployedSuite):
         assert head.conv_seg.in_channels == 2 * out
         summed = self.build(convolutions=convolutions, branch_fusion='sum')
         assert summed.conv_seg.in_channels == out
+
+    @torch.no_grad()
+    @pytest.mark.parametrize('without', ['spa', 'cpa'])
+    def test_a_branch_without_its_attention_is_that_before_the_attention_learned(self, without):
+        head = self.build().eval()
+        less = self.build(attentions=[{'spa': 'cpa', 'cpa': 'spa'}[without]]).eval()
+        less.load_state_dict(head.state_dict(), strict=False)
+        (x,) = self.inputs((9, 7))
+        for branch in (head.spa, head.cpa, less.spa, less.cpa):
+            if hasattr(branch.attention, 'scale'):
+                branch.attention.scale.fill_(0.5)
+        assert not torch.equal(less(x), head(x))
+        getattr(head, without).attention.scale.fill_(0)
+        assert torch.equal(less(x), head(x))
 
     def test_defaults_are_the_papers(self):
         head = DPAHead(in_channels=12, num_classes=3)
