@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/cross-coop_r18-mnv2-d16-mini.py',
     '../_base_/datasets/camvid_180x240.py',
-    '../_base_/schedules/schedule_2k.py',
+    '../_base_/schedules/schedule_3k.py',
     '../_base_/default_runtime.py',
 ]
 data_root = 'data/mini_camvid'

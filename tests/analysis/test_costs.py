@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOPS = 'tools/analysis_tools/get_flops.py'
 BENCHMARK = 'tools/analysis_tools/benchmark.py'
 ATTENTION = 'tools/analysis_tools/attention_cost.py'
-LIGHT = ROOT / 'configs/cross_coop/cross-coop_mnv2-effl0-d16_1xb6-2k_camvid-180x240.py'
+LIGHT = ROOT / 'configs/cross_coop/cross-coop_mnv2-effl0-d16_1xb6-600_camvid-180x240.py'
 PAIR = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
-DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
+DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 
 CPU = torch.device('cpu')
 

@@ -23,7 +23,7 @@ from mmseg_coop.errors import ConfigError, CoopError, InputError
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = dict(
     cross_coop='cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py',
-    dpanet='dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py',
+    dpanet='dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py',
 )
 PARTS = (
     *('model', 'tta_model', 'train_dataloader', 'val_dataloader', 'val_evaluator', 'visualizer'),

@@ -13,7 +13,7 @@ from mmseg_coop.apis import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
-DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
+DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
 WIDTH, TITLE = 3 * 120, 22  # of a panel, enlarged three times, and of the bar above it
 

@@ -20,7 +20,7 @@ from mmseg_coop.apis import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
-DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-2k_camvid-180x240.py'
+DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
 SIZES = dict(wide=(50, 120), tall=(130, 70), square=(64, 64))
 needs_programs = pytest.mark.skipif(

@@ -1,7 +1,7 @@
 _base_ = [
-    '../_base_/models/cross-coop_mnv2-effl0-d16.py',
+    '../_base_/models/dpanet_mnv2-d8.py',
     '../_base_/datasets/camvid_180x240.py',
-    '../_base_/schedules/schedule_2k.py',
+    '../_base_/schedules/schedule_600.py',
     '../_base_/default_runtime.py',
 ]
 model = dict(

@@ -1,12 +1,8 @@
-_base_ = [
-    '../_base_/models/dpanet_r50-d8.py',
-    '../_base_/datasets/camvid_180x240.py',
-    '../_base_/schedules/schedule_2k.py',
-    '../_base_/default_runtime.py',
-]
+# DPANet on MobileNetV2 at output stride 8.
+_base_ = './dpanet_r50-d8.py'
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
-    data_preprocessor=dict(size=(180, 240), mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
+    data_preprocessor=dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),
     backbone=dict(
         _delete_=True,
         type='MobileNetV2',
@@ -17,5 +13,5 @@ model = dict(
         norm_cfg=norm_cfg,
         init_cfg=dict(type='Pretrained', checkpoint='pretrained/mobilenet_v2.pth'),
     ),
-    decode_head=dict(in_channels=320, channels=128, num_classes=11, norm_cfg=norm_cfg),
+    decode_head=dict(in_channels=320, channels=128, norm_cfg=norm_cfg),
 )

@@ -1,0 +1,3 @@
+# Without all paths: two separate networks that are trained together, and their ensemble.
+_base_ = './cross-coop_mnv2-effl0-d16_1xb8-3k_camvid-360x480.py'
+model = dict(decode_head=dict(topology='none'))
