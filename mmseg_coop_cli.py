@@ -23,7 +23,9 @@ from typing import Any
 
 _is_program = False  # as against functions that somebody calls
 #: What users call some tools; all are also called by their file's name.
-SHORT_NAMES = dict(predict='image-demo', check='check-dataset', export='export-onnx')
+SHORT_NAMES = dict(
+    predict='image-demo', check='check-dataset', export='export-onnx', study='run-study'
+)
 
 
 class CoopError(Exception):

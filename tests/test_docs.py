@@ -63,8 +63,8 @@ def blocks(page, *languages):
 
 
 def file_named_in(block):
-    """The file for which a block of Python is meant, which its first line may name."""
-    match = re.match(r'# (my_[\w/-]+\.py)\n', block)
+    """The file for which a block is meant, which its first line may name."""
+    match = re.match(r'# (my_[\w/-]+\.(?:py|yml))\n', block)
     return match and match[1]
 
 
@@ -162,7 +162,7 @@ def project(tmp_path_factory, mini_data, trained):
         shutil.copytree(trained[0], 'work_dirs/mini')
         shutil.copy('work_dirs/mini/iter_4.pth', 'work_dirs/mini/iter_200.pth')
         for page in PAGES:
-            for block in blocks(page, 'python'):
+            for block in blocks(page, 'python', 'yaml'):
                 if file_named_in(block):
                     file = Path(file_named_in(block))
                     file.parent.mkdir(exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -19,11 +18,10 @@ import yaml
 from ..engine.config_text import read_config
 from ..errors import ConfigError, DataError
 from .report import claim, plt, save
-from .tables import markdown, read_models, write_csv
+from .tables import markdown, read_models, spread, text_of, write_csv
+from .validations import FILE_NAME, STUDY_RECORD, best_of, read_evaluations, standing_validations
 
-FILE_NAME = 'iou.jsonl'
 NOT_RUN = 'not run'
-KEYS = ('split', 'iteration', 'config', 'seed', 'output', 'classes', 'outputs')
 COLORS = dict(paper='#9a9a9a', measured='#0072b2')
 
 
@@ -41,7 +39,8 @@ def paper_tables(
     """Print the tables of the papers with the figures of runs.
 
     Args:
-        work_dirs: Where runs have written. Defaults to none.
+        work_dirs: Where runs have written, or studies, whose runs are meant. Folders that hold no
+            run of a row are left out with a line. Defaults to none.
         root: The folder with the project's ``configs`` and ``tools``.
         tables: A paper, see ``paper_tables.yml``. Defaults to ``'all'``.
         csv: File that gets one line a figure. Defaults to None.
@@ -51,19 +50,23 @@ def paper_tables(
         server: ``CONFIG=MIOU`` each, as a test server has measured it. Defaults to none.
 
     Raises:
-        ConfigError: A run or a server's figure belongs to no row.
-        DataError: A run has no results, or they are damaged, from several runs or not the last.
+        ConfigError: A run is given twice, or a server's figure belongs to no row.
+        DataError: Results are damaged, from several runs or not the last.
         OSError: There is no such run, or a file would be replaced.
     """
     files = [Path(name) if name else None for name in (csv, png)]
     claim(*files, force=force)
     known = read_tables(root)
     seen = set()
-    for work_dir in map(Path, work_dirs):
+    for work_dir in (folder for name in work_dirs for folder in run_folders(Path(name))):
         if work_dir.resolve() in seen:
             raise ConfigError(f'work dir {str(work_dir)!r} is given twice.')
         seen.add(work_dir.resolve())
-        fill(known, read_run(work_dir, unfinished=unfinished))
+        reason = why_foreign(work_dir, {row.config for _, row in filled(known)})
+        if reason:
+            print(f'note: {work_dir} is left out: {reason}', file=sys.stderr)
+        else:
+            fill(known, read_run(work_dir, unfinished=unfinished))
     fill_server(known, server)
     for table in known:  # rows that the paper does not have and nobody has run
         table.rows = [row for row in table.rows if row.printed or row.measured['mIoU']]
@@ -163,56 +166,31 @@ def read_tables(root: Path) -> list[Table]:
     return tables
 
 
-def read_validations(work_dir: Path) -> list[dict[str, Any]]:
-    """Read the validations of a run, the lines of ``iou.jsonl``, oldest first."""
-    file = work_dir / FILE_NAME
-    if not work_dir.is_dir():
-        raise FileNotFoundError(f'work dir {str(work_dir)!r} does not exist.')
-    if not file.is_file():
-        raise FileNotFoundError(
-            f'{work_dir} holds no results: there is no {FILE_NAME}. RecordIoUHook writes it when '
-            'a run with CoopIoUMetric is validated; both are in the shipped configs.'
-        )
-    validations = []
-    for number, text in enumerate(file.read_text('utf-8', errors='replace').splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            missing = [key for key in KEYS if key not in line]
-            if missing:
-                raise ValueError(f'it lacks {", ".join(missing)}')
-            for name, output in line['outputs'].items():
-                if len(output['IoU']) != len(line['classes']) or not math.isfinite(output['mIoU']):
-                    raise ValueError(f'output {name!r} has not one IoU a class')
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(
-                f'line {number} of {file} is cut short or damaged ({error}). Was the run stopped '
-                'while it wrote? Remove the line, and resume the run if it is not finished.'
-            ) from None
-        if line['split'] == 'val' and line['iteration'] is not None:  # of a training
-            validations.append(line)
+def run_folders(work_dir: Path) -> list[Path]:
+    """The folders of the runs of a study, or the folder itself."""
+    is_study = (work_dir / STUDY_RECORD).is_file()
+    return sorted(work_dir.glob('*/seed_*')) if is_study else [work_dir]
+
+
+def why_foreign(work_dir: Path, configs: Iterable[str | None]) -> str | None:
+    """Say why a folder holds no run of any of the configs, None if it does."""
+    if work_dir.is_dir() and not (work_dir / FILE_NAME).is_file():
+        return f'it holds no {FILE_NAME}.'
+    validations = read_evaluations(work_dir)
     if not validations:
-        raise DataError(f'{file} holds no validation, hence no results; train with validation.')
-    return validations
+        return f'its {FILE_NAME} holds no validation.'
+    config = validations[-1]['config']
+    if config in configs:
+        return None
+    similar = difflib.get_close_matches(config, filter(None, configs), n=1)
+    hint = f' Did you mean {similar[0]}?' if similar else ''
+    return f'no table has a row for config {config!r}.{hint}'
 
 
 def read_run(work_dir: Path, *, unfinished: bool) -> Run:
     """Read the best validation of a run, which may still have iterations to go if it says so."""
-    file = work_dir / FILE_NAME
-    validations = read_validations(work_dir)
-    first = validations[0]
-    for line, after in itertools.pairwise(validations):
-        # A resumed run may get another seed and go back a little; another run starts again.
-        restart = line['seed'] != after['seed'] and after['iteration'] <= first['iteration']
-        if restart or line['config'] != after['config']:
-            raise DataError(
-                f'{file} holds several runs: {line["config"]} with seed {line["seed"]}, then '
-                f'{after["config"]} with seed {after["seed"]}. Give each run a work dir of its own.'
-            )
-    # What a resumed run has evaluated again is void, since it went on from before.
-    standing: list[dict[str, Any]] = []
-    for line in validations:
-        standing = [old for old in standing if old['iteration'] < line['iteration']] + [line]
-    last = standing[-1]
+    standing = standing_validations(work_dir)
+    last, best = standing[-1], best_of(standing)
     end = last_iteration(work_dir / f'{last["config"]}.py')
     if end is not None and last['iteration'] < end:
         progress = f'{work_dir}: validated at iteration {last["iteration"]} of {end}'
@@ -222,16 +200,6 @@ def read_run(work_dir: Path, *, unfinished: bool) -> Run:
                 '--unfinished.'
             )
         print(f'note: {progress}', file=sys.stderr)
-    for line in standing:
-        if line.get('images_left_out'):
-            raise DataError(
-                f'{file}: the validation at iteration {line["iteration"]} left out '
-                f'{line["images_left_out"]} images, so it is not that of the papers. Restore the '
-                'files and evaluate again.'
-            )
-        if line['output'] not in line['outputs']:
-            raise DataError(f'{file}: no figures of output {line["output"]!r}.')
-    best = max(standing, key=lambda line: line['outputs'][line['output']]['mIoU'])
     return Run(work_dir, best['config'], best['classes'], best['output'], best['outputs'])
 
 
@@ -250,17 +218,14 @@ def last_iteration(config: Path) -> int | None:
     return iterations if isinstance(iterations, int) else None
 
 
+def filled(tables: Iterable[Table]) -> list[tuple[Table, Row]]:
+    """The rows that runs fill, each with its table."""
+    return [(table, row) for table in tables if not table.server for row in table.rows]
+
+
 def fill(tables: Iterable[Table], run: Run) -> None:
     """Put the figures of a run into the rows that it belongs to."""
-    rows = [(table, row) for table in tables if not table.server for row in table.rows]
-    configs = {row.config for _, row in rows if row.config}
-    if run.config not in configs:
-        similar = difflib.get_close_matches(run.config, configs, n=1)
-        hint = f' Did you mean {similar[0]}?' if similar else ''
-        raise ConfigError(
-            f'{run.work_dir}: no table has a row for config {run.config!r}; leave it out.{hint}'
-        )
-    for table, row in rows:
+    for table, row in filled(tables):
         if row.config != run.config:
             continue
         if set(run.classes) != set(table.classes):
@@ -294,21 +259,6 @@ def fill_server(tables: Iterable[Table], results: Iterable[str]) -> None:
                 f'{", ".join(rows)}, not {result!r}.'
             )
         rows[config].measured['mIoU'].append(value)
-
-
-def spread(values: Sequence[float]) -> float | None:
-    """Sample standard deviation, None for fewer than two values."""
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def text_of(values: Sequence[float], digits: int, *, count: bool = False) -> str:
-    """Mean, spread and perhaps number of measured values, one a run; empty without values."""
-    if not values:
-        return ''
-    text, deviation = f'{statistics.mean(values):.{digits}f}', spread(values)
-    if deviation is not None:
-        text += f' ± {deviation:.{digits}f}' + (f' (n = {len(values)})' if count else '')
-    return text
 
 
 def measured_text(row: Row) -> str:

@@ -312,18 +312,15 @@ GOOD = validation(OURS, dict(top=60.0, bottom=60.0, ensemble=60.0))
 @pytest.mark.parametrize(
     ('lines', 'message'),
     [
-        ([], 'holds no results: there is no iou.jsonl'),
         ([''], 'line 1 of .*iou.jsonl is cut short or damaged'),
         ([GOOD, GOOD[:200]], 'line 2 of .*iou.jsonl is cut short or damaged'),
         ([GOOD.replace('null, ', '', 1)], "output 'top' has not one IoU a class"),
         ([GOOD.replace('"seed": 0, ', '')], 'it lacks seed'),
-        ([validation(OURS, dict(top=60.0), split='test')], 'holds no validation'),
         (
             [validation(OURS, dict(top=60.0, ensemble=61.0), classes=CITYSCAPES)],
             r"not those of table 1: lacking \['aeroplane', .* unknown \['building'",
         ),
         ([validation(OURS, dict(left=60.0))], "table 1 needs output 'top' of cross-coop_x65"),
-        ([validation(OURS[:-3], dict(top=60.0))], f'no table has a row .* Did you mean {OURS}'),
         (
             [GOOD, validation(OURS, dict(top=60.0), iteration=8000, seed=7)],
             'holds several runs: .* seed 0, then .* seed 7',
@@ -342,6 +339,31 @@ def test_bad_runs_are_named_and_nothing_is_written(lines, message, tmp_path, run
     assert 'bad' in line
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ['old.csv']
     assert (tmp_path / 'old.csv').read_text() == 'old'
+
+
+@pytest.mark.parametrize(
+    ('lines', 'reason'),
+    [
+        ([], 'it holds no iou.jsonl'),
+        ([validation(OURS, dict(top=60.0), split='test')], 'its iou.jsonl holds no validation'),
+        ([validation(OURS[:-3], dict(top=60.0))], f'no table has a row .* Did you mean {OURS}'),
+    ],
+)
+def test_foreign_folders_are_left_out_with_a_line(lines, reason, tmp_path, run, work_dirs):
+    done = run(write(tmp_path / 'foreign', *lines), work_dirs[2])
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert re.search(f'^note: {tmp_path}/foreign is left out: {reason}', line), line
+    assert 'measured' in done.stdout
+    assert '| 55.50 |' in done.stdout
+
+
+def test_the_folder_of_a_study_stands_for_its_runs(tmp_path, run):
+    (tmp_path / 'single').mkdir()
+    (tmp_path / 'study.json').write_text('{}')
+    for seed, miou in enumerate((50.0, 52.0)):
+        write(tmp_path / f'single/seed_{seed}', validation(R101, dict(r101=miou), seed=seed))
+    assert '| 51.00 ± 1.41 (n = 2) |' in run(tmp_path).stdout
 
 
 def test_a_run_is_given_once(run, work_dirs):

@@ -561,7 +561,7 @@ def test_a_resumed_run_compares_configs_without_importing(evil, tmp_path):
     checkpoint['meta']['cfg'] = text.format(**evil)
     torch.save(checkpoint, tmp_path / 'own.pth')
     train(tmp_path / 'new', max_iters=2, load_from=str(tmp_path / 'own.pth'))
-    said = f"model.type: '{evil['module']}.Net' in the checkpoint, '(nothing)' now"
+    said = f"model.type: '{evil['module']}.Net' then, '(nothing)' now"
     assert said in logged(tmp_path / 'new')
     assert not evil['marker'].exists()
 

@@ -218,24 +218,27 @@ class AtomicCheckpointHook(mmengine.hooks.CheckpointHook):
             self.file_backend.remove(path)
 
 
-def changes_of_config(old: dict[str, Any] | Config, new: Config) -> list[str]:
+def changes_of_config(
+    old: dict[str, Any] | Config, new: dict[str, Any] | Config, *further: str
+) -> list[str]:
     """List what differs between two configs in what decides the course of a training.
 
     Args:
         old: One config.
         new: The other.
+        *further: Other keys that matter.
 
     Returns:
         Sentences, sorted by key.
     """
     keys = (
         *('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'),
-        *('custom_hooks', 'randomness'),
+        *('custom_hooks', 'randomness', *further),
     )
     flat = [dict(_flatten({key: cfg.get(key) for key in keys})) for cfg in (old, new)]
     gone = '(nothing)'
     return [
-        f'{key}: {flat[0].get(key, gone)!r} in the checkpoint, {flat[1].get(key, gone)!r} now'
+        f'{key}: {flat[0].get(key, gone)!r} then, {flat[1].get(key, gone)!r} now'
         for key in sorted(set(flat[0]) | set(flat[1]))
         if flat[0].get(key, gone) != flat[1].get(key, gone)
     ]

@@ -272,10 +272,10 @@ def test_a_changed_config_is_said_before_training_starts():
     checkpoint = dict(meta=dict(cfg=OLD.pretty_text), message_hub={}, optimizer={})
     hook.after_load_checkpoint(runner, checkpoint)
     expected = [
-        "model.extra: '(nothing)' in the checkpoint, True now",
-        'model.num_classes: 11 in the checkpoint, 12 now',
-        'param_scheduler.0.end: 200 in the checkpoint, 100 now',
-        'train_dataloader.batch_size: 8 in the checkpoint, 4 now',
+        "model.extra: '(nothing)' then, True now",
+        'model.num_classes: 11 then, 12 now',
+        'param_scheduler.0.end: 200 then, 100 now',
+        'train_dataloader.batch_size: 8 then, 4 now',
     ]
     assert changes_of_config(OLD, NEW) == expected
     title = 'The config is not that of the run to be resumed:'
