@@ -60,8 +60,10 @@ def shared(make):
 
 
 def tied():
-    model = nn.Sequential(conv(), norm(), conv(), nn.ReLU())
-    model[2].weight = model[0].weight
+    """A convolution with the weight of one that does not run."""
+    model = Own(lambda m, x: m.norm(m.conv(x)), conv=conv(bias=False), norm=norm())
+    model.other = conv(bias=False)
+    model.other.weight = model.conv.weight
     return model
 
 
