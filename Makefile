@@ -74,7 +74,9 @@ test-slow: $(STAMP) ## run the tests that `make test` leaves out
 .PHONY: test-cuda
 test-cuda: $(STAMP) ## run the tests that are for a GPU; what they measure goes to build/cuda
 	@echo 'make: running the tests that are for a GPU'
-	@MMSEG_COOP_FIGURES=$(abspath build/cuda) $(PY) -m pytest -m cuda --durations=10 tests
+	@$(PY) -m pytest -m cuda -n $(JOBS) tests/cuda tests/test_configs.py --ignore=tests/cuda/test_costs.py
+	@# alone: what else runs would be measured, too
+	@MMSEG_COOP_FIGURES=$(abspath build/cuda) $(PY) -m pytest -m cuda tests/cuda/test_costs.py
 
 .PHONY: lint
 lint: style types ## check style, docstrings, types, spelling and the names of the configs

@@ -13,14 +13,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from mmseg_coop.config import forget_pretrained
 
 pytestmark = pytest.mark.cuda
-FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
-#: Precision and memory format.
+#: Precision and memory format; a CPU emulates half precision, which takes its time.
 MODES = {
-    'float32': (FLOAT32, torch.contiguous_format),
-    'float16': (FLOAT16, torch.contiguous_format),
-    'bfloat16': (BFLOAT16, torch.contiguous_format),
-    'float32, channels last': (FLOAT32, torch.channels_last),
-    'bfloat16, channels last': (BFLOAT16, torch.channels_last),
+    'float32': (torch.float32, torch.contiguous_format),
+    'float16': (torch.float16, torch.contiguous_format),
+    'bfloat16, channels last': (torch.bfloat16, torch.channels_last),
 }
 
 
@@ -45,10 +42,10 @@ def test_trains_and_predicts_in_every_precision(shipped, device, train_batch):
     batch = train_batch(size, num_classes=2)
     losses = {}
     for mode, (dtype, layout) in MODES.items():
-        if device.type == 'cpu' and mode not in ('float32', 'bfloat16'):
+        if device.type == 'cpu' and dtype == torch.float16:
             continue
         model.to(memory_format=layout).train().zero_grad()
-        with torch.autocast(device.type, dtype, enabled=dtype != FLOAT32):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             values = model(**model.data_preprocessor(batch, training=True), mode='loss')
             loss, _ = model.parse_losses(values)
         loss.backward()
@@ -56,7 +53,7 @@ def test_trains_and_predicts_in_every_precision(shipped, device, train_batch):
         for name, parameter in model.named_parameters():
             assert parameter.device.type == device.type
             assert parameter.grad.isfinite().all(), (mode, name)
-        with torch.autocast(device.type, dtype, enabled=dtype != FLOAT32):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             samples = model.eval().test_step(batch)
         for sample in samples:
             assert sample.seg_logits.data.isfinite().all(), mode
