@@ -162,8 +162,10 @@ class Queue:
                 'goes on with the others'
             ) from None
         finally:
-            for process in filter(None, (task.process for task in self.tasks)):
+            running = [task.process for task in self.tasks if task.process]
+            for process in running:  # all, before a second interrupt can come
                 process.terminate()
+            for process in running:
                 process.wait()
 
     def attend(self, task: Task) -> None:

@@ -282,8 +282,8 @@ def task(tmp_path):
 class Waiting:
     """A process that is started and looked at a number of times before it ends."""
 
-    def __init__(self, looks=9):
-        self.looks, self.said = looks, []
+    def __init__(self, looks=9, *, impatient=False):
+        self.looks, self.said, self.impatient = looks, [], impatient
 
     def poll(self):
         self.looks -= 1
@@ -294,6 +294,8 @@ class Waiting:
 
     def wait(self):
         self.said.append('wait')
+        if self.impatient:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
@@ -382,19 +384,20 @@ def test_damaged_results_are_named_and_fail_their_run_alone(task):
     assert 'line 1 of' in task.said
 
 
-def test_an_interrupt_ends_the_runs_and_says_how_to_go_on(task, monkeypatch):
-    process = Waiting()
-    monkeypatch.setattr(study_queue, 'spawn', lambda *_: process)
+@pytest.mark.parametrize('impatient', [False, True])
+def test_an_interrupt_ends_the_runs_and_says_how_to_go_on(impatient, task, monkeypatch):
+    processes = [Waiting(impatient=impatient), Waiting()]
+    waiting = iter(processes)
+    monkeypatch.setattr(study_queue, 'spawn', lambda *_: next(waiting))
 
     def interrupt(_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(study_queue.time, 'sleep', interrupt)
-    with pytest.raises(
-        KeyboardInterrupt, match='with 0 of 1 runs finished; the same command goes on'
-    ):
-        Queue([task], ROOT, 1, None, test=False).work()
-    assert process.said == ['terminate', 'wait']
+    message = None if impatient else 'with 0 of 2 runs finished; the same command goes on'
+    with pytest.raises(KeyboardInterrupt, match=message):
+        Queue([task, Task(task.row, 4)], ROOT, 2, None, test=False).work()
+    assert [process.said[0] for process in processes] == ['terminate'] * 2
 
 
 def test_a_run_that_a_killed_study_left_behind_is_waited_for(task, monkeypatch):
