@@ -54,17 +54,17 @@ class JoinConv2d(nn.Conv2d):
         small, large = maps
         (channels, height, width), size = small.shape[1:], self.kernel_size[0]
         weight = self.weight.permute(2, 3, 0, 1)
-        taps = weight[..., :channels].flatten(0, 2)[..., None, None]
-        # (N, h, w, tap's row, tap's column, out_channels), and each tap beside the pixels it is at
-        products = F.conv2d(small, taps).permute(0, 2, 3, 1).unflatten(3, (size, size, -1))
-        products = products.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(0, 2)
-        columns = self._interpolation(width, large.shape[3], small)
-        rows = self._interpolation(height, large.shape[2], small)
-        stripes = torch.matmul(columns, products).unflatten(0, (-1, size * height))
-        resized = torch.matmul(rows, stripes.flatten(2)).unflatten(2, (-1, self.out_channels))
+        # (N, h, w, tap's row, tap's column, out_channels), and each tap beside the pixels it is at;
+        # under one name, so that without a gradient no step's result outlives the next.
+        x = F.conv2d(small, weight[..., :channels].flatten(0, 2)[..., None, None])
+        x = x.permute(0, 2, 3, 1).unflatten(3, (size, size, -1))
+        x = x.permute(0, 3, 1, 4, 2, 5).flatten(3, 4).flatten(0, 2)
+        x = torch.matmul(self._interpolation(width, large.shape[3], small), x)
+        x = x.unflatten(0, (-1, size * height)).flatten(2)
+        x = torch.matmul(self._interpolation(height, large.shape[2], small), x)
+        x = x.unflatten(2, (-1, self.out_channels)).permute(0, 3, 1, 2)
         rest = weight[..., channels:].permute(2, 3, 0, 1)
-        joined = F.conv2d(large, rest, self.bias, padding=self.padding)
-        return joined.add_(resized.permute(0, 3, 1, 2))
+        return F.conv2d(large, rest, self.bias, padding=self.padding).add_(x)
 
     def _interpolation(self, length: int, target: int, like: Tensor) -> Tensor:
         """What every tap at each pixel takes of a row or column, ``(target, taps * length)``."""

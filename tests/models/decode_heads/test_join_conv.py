@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmseg_coop.analysis.attention_cost import LiveBytes
 from mmseg_coop.models.decode_heads.join_conv import JoinConv2d
 
 
@@ -63,3 +64,20 @@ def test_float32_is_exact_but_for_rounding_at_a_fraction_of_the_operations():
     assert errors[0] < 3e-6  # as large as that of the other way, which depends on the processor
     assert errors[0] < 3 * errors[1]
     assert counts[0] < counts[1] / 3
+
+
+@pytest.mark.parametrize('has_gradient', [False, True])
+def test_takes_no_more_memory_than_the_joined_map(has_gradient):
+    with torch.device('meta'):
+        conv = JoinConv2d(256 + 48, 256, 3, padding=1)
+        maps = torch.empty(1, 256, 33, 33), torch.empty(1, 48, 129, 129)
+    peaks = []
+    for function in (conv, lambda maps: as_written(conv, *maps)):
+        small = maps[0].detach().requires_grad_(has_gradient)
+        with torch.set_grad_enabled(has_gradient), LiveBytes() as live:
+            result = function((small, maps[1]))
+            if has_gradient:
+                result.sum().backward()
+        conv.zero_grad(set_to_none=True)
+        peaks.append(live.peak)
+    assert peaks[0] <= peaks[1]
