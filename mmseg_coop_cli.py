@@ -78,6 +78,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     'checkpoint': dict(help='checkpoint file'),
     'source': dict(help='weights to convert: .pth or .safetensors'),
     'destination': dict(help='file to write: .pth'),
+    '--amp': dict(
+        nargs='?',
+        const='auto',
+        choices=['auto', 'float16', 'bfloat16'],
+        help='train with mixed precision; default, auto: bfloat16 on the CPU, float16 elsewhere',
+    ),
     '--cfg-options': dict(
         nargs='+',
         type=key_value,
@@ -85,6 +91,10 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         help='override values of the config, e.g. train_dataloader.batch_size=2 '
         'model.test_cfg.crop_size="(513,513)"',
     ),
+    '--channels-last': dict(
+        action='store_true', help='lay maps out with the channels last in memory'
+    ),
+    '--compile': dict(action='store_true', help='compile the networks with torch.compile'),
     '--data-faults': dict(
         choices=['stop', 'skip'],
         default='stop',

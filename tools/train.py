@@ -19,19 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='resume from CHECKPOINT, or without it from the latest checkpoint of the work '
         'directory (from the start if there is none)',
     )
-    parser.add_argument(
-        '--amp',
-        nargs='?',
-        const='auto',
-        choices=['auto', 'float16', 'bfloat16'],
-        help='train with mixed precision; default, auto: bfloat16 on the CPU, float16 elsewhere',
-    )
-    parser.add_argument(
-        '--channels-last', action='store_true', help='lay maps out with the channels last in memory'
-    )
-    parser.add_argument(
-        '--compile', action='store_true', help='compile the networks in the first step'
-    )
+    parser.share('--amp', '--channels-last', '--compile')
     parser.add_argument(
         '--no-validate', action='store_true', help='do not evaluate during the training'
     )

@@ -39,15 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--batch-size', type=at_least(1), default=2, help='images at a time; default: 2'
     )
     parser.share('--repeats', '--threads', '--device', '--optimize', '--dtype')
-    parser.add_argument(
-        '--amp',
-        nargs='?',
-        const='auto',
-        choices=['auto', 'float16', 'bfloat16'],
-        help='train under autocast; default, auto: bfloat16 on the CPU, float16 elsewhere',
-    )
-    parser.add_argument('--channels-last', action='store_true', help='NHWC memory layout')
-    parser.add_argument('--compile', action='store_true', help='torch.compile the model')
+    parser.share('--amp', '--channels-last', '--compile')
     parser.add_argument(
         '--profile', action='store_true', help='also print the five most expensive operators'
     )
