@@ -1,4 +1,4 @@
-"""The scope ``mmseg_coop``: a child of each of mmseg's registries.
+"""The scope ``mmseg_coop``, a child of each of mmseg's registries, and what a name stands for there.
 
 Our classes are registered in mmseg's own registries, where any config of mmseg's finds them. These
 children stay empty. mmengine asks them where a config inherits by ``_base_ = 'mmseg_coop::…'``: the
@@ -7,6 +7,8 @@ name.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import mmseg.registry
 from mmengine.registry import Registry
@@ -32,3 +34,17 @@ REGISTRIES: dict[str, Registry] = {
     for name, parent in vars(mmseg.registry).items()
     if isinstance(parent, Registry)
 }
+
+
+def class_of(part: Any, registry: Registry) -> Any:
+    """Class of a part of a config.
+
+    Args:
+        part: The part, whose ``type`` is a registered name or the class itself.
+        registry: Where the name is looked up.
+
+    Returns:
+        The class; None if nothing is registered under the name.
+    """
+    kind = part.get('type')
+    return registry.get(kind) if isinstance(kind, str) else kind

@@ -10,8 +10,9 @@ from mmengine.registry import Registry
 from mmseg.registry import METRICS, TRANSFORMS
 
 from ..config.signatures import constructor_keys
-from ..datasets.faults.walk import class_of, iter_datasets, iter_transforms, name_of
+from ..datasets.faults.walk import iter_datasets, iter_transforms, name_of
 from ..errors import DataError
+from ..registry import class_of
 from .data_check import check_data
 
 

@@ -17,8 +17,9 @@ from mmseg.registry import DATASETS, MODELS
 from torch import nn
 
 from ..config import config_errors, forget_pretrained
-from ..datasets.faults.walk import class_of, iter_datasets
+from ..datasets.faults.walk import iter_datasets
 from ..errors import CheckpointError, ConfigError, first_few
+from ..registry import class_of
 from .label_maps import without_labels
 from .optimize import optimize_for_inference
 

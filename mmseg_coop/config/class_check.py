@@ -13,11 +13,12 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
-from ..datasets.faults.walk import class_of, iter_datasets
+from ..datasets.faults.walk import iter_datasets
 from ..errors import ConfigError
 from ..models._checks import check_losses, check_test_cfg
 from ..models.decode_heads import CooperativeDecodeHead, CoopHead
 from ..models.decode_heads.plain_head import is_plain
+from ..registry import class_of
 from .parts import SPLITS, find_types, walk
 
 

@@ -11,8 +11,9 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 
 from ...errors import ConfigError
+from ...registry import class_of
 from ..transforms import LoadSegAnnotations, LoadSegImage
-from .walk import build_unread, class_of, iter_datasets, iter_transforms
+from .walk import build_unread, iter_datasets, iter_transforms
 
 
 def check_loading(dataset: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.dataset import BaseDataset
-from mmengine.registry import Registry
 from mmseg.registry import DATASETS
 
 
@@ -52,20 +51,6 @@ def name_of(part: Any) -> str:
     """Name of the class of a part of a config, without its scope."""
     kind = part.get('type')
     return getattr(kind, '__name__', str(kind).rpartition('.')[2])
-
-
-def class_of(part: Any, registry: Registry) -> Any:
-    """Class of a part of a config.
-
-    Args:
-        part: The part, whose ``type`` is a registered name or the class itself.
-        registry: Where the name is looked up.
-
-    Returns:
-        The class; None if nothing is registered under the name.
-    """
-    kind = part.get('type')
-    return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def build_unread(config: Any) -> BaseDataset:

@@ -13,6 +13,7 @@ from mmseg.utils import SampleList, add_prefix
 from torch import Tensor
 
 from ...errors import InputError
+from ...registry import class_of
 from ..cooperation import Cooperation, Steps
 from ..cooperation.networks import check_network_names
 from .cooperative_decode_head import CooperativeDecodeHead
@@ -200,7 +201,7 @@ class CoopHead(BaseModule):
             raise ValueError(
                 f"{cls.__name__} needs to know the head; give a type, such as 'DeepLabV3PlusHead'."
             )
-        head = MODELS.get(name) if isinstance(name, str) else name
+        head = class_of(dict(type=name), MODELS)
         if is_plain(head) or (inspect.isclass(head) and issubclass(head, CooperativeDecodeHead)):
             return head
         raise ValueError(

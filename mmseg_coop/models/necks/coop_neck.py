@@ -10,6 +10,7 @@ from mmengine.model import BaseModule, ModuleDict
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from ...registry import class_of
 from ..cooperation.networks import check_network_names
 
 
@@ -50,7 +51,7 @@ class CoopNeck(BaseModule):
         check_network_names(networks)
         self.networks = ModuleDict()
         for name, config in networks.items():
-            neck = MODELS.get(config['type']) if isinstance(config['type'], str) else config['type']
+            neck = class_of(config, MODELS)
             takes = inspect.signature(neck).parameters if neck else {}
             left_out = 'in_channels' in takes and config.get('in_channels') is None
             if left_out and pyramid_channels is not None:

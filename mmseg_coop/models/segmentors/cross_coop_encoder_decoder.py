@@ -15,6 +15,7 @@ from mmseg.utils import OptSampleList, SampleList
 from torch import Tensor
 from typing_extensions import override
 
+from ...registry import class_of
 from .._channels import ChannelsUnknown, PyramidChannels
 from .._checks import check_test_cfg
 from ..cooperation.networks import ENSEMBLE
@@ -126,7 +127,7 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
     def _with_channels(self, part: str, config: dict[str, Any], kind: type) -> dict[str, Any]:
         """Tell a part of several networks where channels come from that its config leaves out."""
         name = config.get('type')
-        found = MODELS.get(name) if isinstance(name, str) else name
+        found = class_of(config, MODELS)
         if not inspect.isclass(found) or not issubclass(found, kind):
             raise ValueError(
                 f'{part} type={name!r} has no networks; use {kind.__name__}, which has one for '
