@@ -1,4 +1,4 @@
-"""The scope ``mmseg_coop``, a child of each of mmseg's registries, and what a name stands for there.
+"""The scope ``mmseg_coop``, a child of each of mmseg's registries, and what a type names.
 
 Our classes are registered in mmseg's own registries, where any config of mmseg's finds them. These
 children stay empty. mmengine asks them where a config inherits by ``_base_ = 'mmseg_coop::…'``: the
