@@ -93,14 +93,14 @@ class Kill(Hook):
         self._end('evaluation', runner.iter)
 
 
-def train(folder, *, workers=0, kill=None, look=None, seed=3, accumulate=1):
+def train(folder, *, log=None, workers=0, kill=None, look=None, seed=3, accumulate=1):
     torch.manual_seed(0)  # of the weights
     hooks = [Kill(*kill)] if kill else []
     hooks += [Look(look)] if look is not None else []
     runs.train(
         folder,
         Dropped(),
-        data=loader(Noisy(f'{folder}.read'), BATCH, workers=workers),
+        data=loader(Noisy(log or f'{folder}.read'), BATCH, workers=workers),
         max_iters=ITERATIONS,
         hooks=hooks,
         checkpoint=dict(interval=2, save_best='level', rule='greater'),
@@ -174,11 +174,10 @@ def test_seen_images_are_not_read_again(uninterrupted, tmp_path):
 
 
 def test_with_workers_it_is_the_same(uninterrupted, tmp_path):
-    folder, log = tmp_path / 'run', Path(f'{tmp_path / "run"}.read')
+    folder, log = tmp_path / 'run', tmp_path / 'resumed.read'
     with pytest.raises(KeyboardInterrupt):
-        train(folder, kill=('after', 8), workers=2)
-    log.unlink()
-    train(folder, workers=2)
+        train(folder, kill=('after', 8), workers=2)  # its workers may still read, into its log
+    train(folder, workers=2, log=log)
     assert_same(comparable(newest(folder)), comparable(newest(uninterrupted)))
     ahead = 2 * 2  # batches that two workers prepare in advance
     assert len(log.read_text().split()) <= (ITERATIONS - 8 + ahead) * BATCH
