@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/deeplabv3plus_effl0-d16.py',
     '../_base_/datasets/camvid_180x240.py',
     '../_base_/schedules/schedule_600.py',
-    '../_base_/default_runtime.py',
+    '../_base_/channels_last_runtime.py',
 ]
 model = dict(
     data_preprocessor=dict(size=(180, 240)),
