@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -40,9 +41,21 @@ def _load_as_data(loader: Callable[..., Any], filename: str, *args: Any, **kwarg
         previous = torch.load  # by which every loader reads the file that it has found
         torch.load = functools.partial(load_checkpoint_data, name=filename)
         try:
-            return loader(filename, *args, **kwargs)
+            checkpoint = loader(filename, *args, **kwargs)
         finally:
             torch.load = previous
+    match checkpoint:
+        case {'message_hub': {'runtime_info': {**info}}}:
+            _check_deletions(info, filename)
+    return checkpoint
+
+
+def _check_deletions(info: dict[Any, Any], filename: str) -> None:
+    """Refuse files that mmengine's hook would delete, and which are no best checkpoints."""
+    harmless = re.compile(r'None|\[[\d, ]*\]|(.*[/\\])?best_[^/\\]*')
+    for key, value in info.items():
+        if re.match('best_ckpt|keep_ckpt_ids', str(key)) and not harmless.fullmatch(str(value)):
+            raise refusal(filename, f'wants {value} deleted, which is no checkpoint')
 
 
 def _parse_as_data(parse: Callable[[str, str], Config], cfg_str: str, file_format: str) -> Config:

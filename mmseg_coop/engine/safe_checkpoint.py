@@ -33,15 +33,7 @@ TRUST_VARIABLE = 'MMSEG_COOP_TRUST_CHECKPOINTS'
 SOURCES: dict[int, str] = {}
 
 _TORCH_LOAD = torch.load
-_CONSTANTS = {
-    # Classes that are arguments of what is made here without them.
-    **dict.fromkeys(('numpy.ndarray', 'mmengine.logging.history_buffer.HistoryBuffer')),
-    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
-}
-
-
-class _RefusedError(Exception):
-    """What is wrong with a file, whose name is known elsewhere."""
+_DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
 @dataclass(eq=False)
@@ -83,12 +75,11 @@ class _Unpickler(pickle._Unpickler):
     def load_call(self) -> None:
         args, function = self.stack.pop(), self.stack[-1]
         if function.args is not None:
-            raise _RefusedError(f'wants to run or make {function.name[:200]}')
+            raise refusal(self.name, f'wants to run or make {function.name[:200]}')
         self.stack[-1] = _Request(function.name, args)
 
     def load_state(self) -> None:
-        state = self.stack.pop()
-        self.stack[-1].state = state
+        self.stack[-1].state = self.stack.pop()
 
     def load_storage(self) -> None:
         self.stack[-1] = _Request('storage', self.stack[-1])
@@ -121,7 +112,7 @@ class _Unpickler(pickle._Unpickler):
             self.repeats -= 1 + len(parts)
         self.seen.add(id(value))
         if depth > 100 or self.repeats < 0:
-            raise _RefusedError('nests deeper, or repeats more, than any training run writes')
+            raise refusal(self.name, 'nests deeper, or repeats more, than any training run writes')
         depth += 1
         if not isinstance(value, _Request):
             return type(value)(self._make(part, depth) for part in parts)
@@ -146,7 +137,7 @@ class _Unpickler(pickle._Unpickler):
             case 'storage', ['storage', StorageType() as kind, str(key), str(), int(count), *_], _:
                 held = self.records.get(f'data/{key}', -1) if self.records else self.size
                 if not 0 <= count * kind.dtype.itemsize <= held:
-                    raise _RefusedError(f'states {count:.0f} numbers but does not hold so many')
+                    raise refusal(self.name, f'states {count:.0f} numbers and holds fewer')
                 return self.persistent_load(args)
             case 'torch._utils._rebuild_tensor_v2', [TypedStorage() as storage, *_], None:
                 held = storage._untyped_storage.nbytes()
@@ -155,7 +146,7 @@ class _Unpickler(pickle._Unpickler):
                 needed = tensor.numel() * tensor.element_size()
                 if storage._untyped_storage.nbytes() > held or needed > max(held, 2**30):
                     shape = tuple(tensor.shape)
-                    raise _RefusedError(f'states a tensor of shape {shape}, larger than its data')
+                    raise refusal(self.name, f'has a tensor of shape {shape}, larger than its data')
                 return tensor
             case 'torch._utils._rebuild_parameter', [torch.Tensor(), *_], None:
                 return torch._utils._rebuild_parameter(*args)
@@ -177,9 +168,11 @@ class _Unpickler(pickle._Unpickler):
                 return HistoryBuffer(log, counts, length)
             case 'builtins.getattr', [None, str(method)], None:  # of a history buffer
                 return method
-            case name, None, None if name in _CONSTANTS:
-                return _CONSTANTS[name]
-        raise _RefusedError(f'wants to run or make {value.name[:200]}')
+            case 'numpy.ndarray' | 'mmengine.logging.history_buffer.HistoryBuffer', None, None:
+                return None  # an argument of what is made here without it
+            case name, None, None if name in _DTYPES:
+                return _DTYPES[name]
+        raise refusal(self.name, f'wants to run or make {value.name[:200]}')
 
 
 def load_checkpoint_data(
@@ -210,8 +203,8 @@ def load_checkpoint_data(
             return load_checkpoint_data(opened, map_location, name=os.fspath(file))
     try:
         return _load(file, map_location, name)
-    except _RefusedError as refused:
-        raise refusal(name, str(refused)) from None
+    except CheckpointError:
+        raise
     except Exception as error:  # torch and pickle raise whatever a damaged file makes them trip on
         # Only its own text: that of a KeyError is the whole key.
         text = error.args[0] if error.args and isinstance(error.args[0], str) else ''
@@ -237,11 +230,11 @@ def _load(file: IO[bytes], map_location: Any, name: str) -> dict[str, Any]:
         size_of = getattr(reader, 'get_record_size', lambda name: len(reader.get_record(name)))
         records = {name: size_of(name) for name in reader.get_all_records()}
         if 'constants.pkl' in records:
-            raise _RefusedError('is a TorchScript program')
+            raise refusal(name, 'is a TorchScript program')
         if sum(records.values()) > size:
-            raise _RefusedError('is an archive whose parts are larger than itself')
+            raise refusal(name, 'is an archive whose parts are larger than itself')
     elif tarfile.is_tarfile(file):
-        raise _RefusedError('has the tar format of torch before 0.2')
+        raise refusal(name, 'has the tar format of torch before 0.2')
     file.seek(0)
     module = SimpleNamespace(
         __name__=__name__,
@@ -253,12 +246,5 @@ def _load(file: IO[bytes], map_location: Any, name: str) -> dict[str, Any]:
         file, map_location=map_location, pickle_module=module, weights_only=False, **options
     )
     if not isinstance(checkpoint, dict):
-        raise _RefusedError(f'holds a {type(checkpoint).__name__} instead of a dict')
-    match checkpoint:
-        case {'message_hub': {'runtime_info': {**info}}}:  # by which mmengine's hook deletes files
-            harmless = re.compile(r'None|\[[\d, ]*\]|(.*[/\\])?best_[^/\\]*')
-            for key, value in info.items():
-                deletes = re.match('best_ckpt|keep_ckpt_ids', str(key))
-                if deletes and not harmless.fullmatch(str(value)):
-                    raise _RefusedError(f'wants {value} deleted, which is no checkpoint')
+        raise refusal(name, f'holds a {type(checkpoint).__name__} instead of a dict')
     return checkpoint
