@@ -22,6 +22,7 @@ from rich.table import Table
 from mmseg_coop_cli import CoopError
 
 from ..apis.launch import lock_work_dir
+from ..apis.model import choose_device
 from ..errors import ConfigError, first_few, printable
 from .study import Run, claim_folder, read_study
 from .study_results import write_results
@@ -69,6 +70,7 @@ def run_study(
         known = ', '.join(sorted(path.stem for path in file.parent.glob('*.yml')))
         raise FileNotFoundError(f'study {study!r} is no file, and none of {known}.')
     folder = Path(out or f'work_dirs/{file.stem}')
+    place = choose_device(device)
     plan = read_study(file, folder, seeds, iterations, cfg_options or ())
     labels = [row.label for row in plan.rows]
     for label in rows or ():
@@ -86,7 +88,7 @@ def run_study(
     claim_folder(plan, folder)
     with lock_work_dir(Config(dict(work_dir=str(folder)))):
         Queue(tasks, root, jobs, device, test).work()
-        write_results(plan, folder)
+        write_results(plan, folder, place)
     failed = [f'{task} ({task.log}): {task.said}' for task in tasks if task.state == 'failed']
     if failed:
         raise CoopError(
