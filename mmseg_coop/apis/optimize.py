@@ -142,7 +142,23 @@ def _autocast(model: BaseSegmentor, device: str, dtype: torch.dtype) -> None:
         # Other classes may compute with their weights, and not only convolve.
         is_plain = type(module).__module__.startswith(('torch.nn.', JoinConv2d.__module__))
         if is_plain and 'conv_seg' not in words and isinstance(module, (_ConvNd, nn.Linear)):
+            if isinstance(module, _ConvNd):
+                module.weight.copy_(_round(module.weight, dtype))
             module.to(dtype)  # which autocast would do in every call
+
+
+def _round(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round filters so that the sum of each stays: what one tap loses, the next one gets.
+
+    Otherwise a filter answers an even image too strongly or too weakly, everywhere; of depthwise
+    convolutions, whose few taps do not average that out, this changes most labels.
+    """
+    lost: Tensor | float = 0.0
+    taps: list[Tensor] = []
+    for tap in weight.flatten(2).unbind(2):
+        taps.append((tap + lost).to(dtype))
+        lost = tap + lost - taps[-1].to(weight.dtype)
+    return torch.stack(taps, 2).view_as(weight)
 
 
 def _float(value: Any) -> Any:

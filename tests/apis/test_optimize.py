@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmseg.apis import inference_model
 from mmseg.registry import MODELS
 from torch import _inductor as inductor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmseg_coop.apis import optimize_for_inference
+from mmseg_coop.apis import load_model, optimize_for_inference
+from mmseg_coop.apis.optimize import _round
+from mmseg_coop.config import load_config
 from mmseg_coop.engine import precision
 from mmseg_coop.errors import ConfigError, InputError
 from tests.apis.test_folding import randomize
@@ -58,6 +61,34 @@ def test_half_precision_is_inside_only(model):
         found = logits(of)
         assert found.dtype == torch.float32
         assert 1e-5 < difference(found, expected) < 0.05
+
+
+def test_rounded_filters_keep_their_sums():
+    filters = torch.full((4, 2, 3, 3), 1 + 2**-9)  # each by itself becomes 1
+    rounded = _round(filters, torch.bfloat16)
+    assert rounded.dtype == torch.bfloat16
+    lost = filters.sum((2, 3)) - rounded.double().sum((2, 3))
+    assert lost.abs().max() <= 2**-8 < 9 * 2**-9
+
+
+@pytest.mark.slow  # a minute of training
+def test_labels_of_a_trained_pair_stay_in_bfloat16(tool, mini_data, run_options, tmp_path):
+    data = mini_data(train=48, val=8, size='128x128')
+    config = 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+    length = ('train_cfg.max_iters=200', 'param_scheduler.0.end=200', 'train_cfg.val_interval=200')
+    words = run_options(data, *length, 'train_dataloader.batch_size=4', 'randomness.seed=0')
+    words += ['default_hooks.checkpoint.interval=200']
+    done = tool('tools/train.py', config, '--work-dir', tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    exact = load_model(load_config(config), str(tmp_path / 'iter_200.pth'))
+    half = optimize_for_inference(copy.deepcopy(exact), dtype='bfloat16')
+    images = [str(path) for path in sorted((data / 'img_dir/val').iterdir())]
+    found, expected = (
+        torch.stack([sample.pred_sem_seg.data for sample in inference_model(model, images)])
+        for model in (half, exact)
+    )
+    assert len(expected.unique()) > 5
+    assert (found == expected).float().mean() >= 0.998
 
 
 def test_a_processor_without_fast_bfloat16_is_said(model, tmp_path, monkeypatch):
