@@ -1,4 +1,4 @@
-# Maps lie with the channels last in memory, which convolutions take less time for: on a CPU, and on a GPU in bfloat16.
+# Maps lie with the channels last in memory, for which convolutions take less time.
 _base_ = './default_runtime.py'
 custom_hooks = [
     dict(type='RecordIoUHook'),
