@@ -23,7 +23,7 @@ from tests.conftest import shrink_networks
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
 #: Configs by folder; a config that is lost or not picked up changes the count.
-COUNTS = dict(cross_coop=21, deeplabv3plus=8, dpanet=13)
+COUNTS = dict(cross_coop=25, deeplabv3plus=8, dpanet=13)
 CITYSCAPES = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-99k_cityscapes-768x768.py'
 LAYOUTS = dict(
     PascalVOCDataset='voc', CityscapesDataset='cityscapes', CamVidDataset='camvid',
@@ -99,6 +99,26 @@ def test_other_backbones_on_cityscapes_are_a_config_of_a_few_lines(tmp_path):
     forget_pretrained(cfg.model)
     with torch.device('meta'):
         assert MODELS.build(cfg.model).num_classes == 19
+
+
+@pytest.mark.parametrize('family', ['1xb6-600_camvid-180x240', '1xb8-3k_camvid-360x480'])
+def test_the_distilled_network_differs_from_the_single_one_by_its_teachers(family):
+    distilled, pair, single = (
+        load_config(str(ROOT / f'configs/{name}_{family}.py')).model
+        for name in (
+            'cross_coop/distill_mnv2-from-mnv2-effl0-d16',
+            'cross_coop/cross-coop_mnv2-effl0-d16',
+            'deeplabv3plus/deeplabv3plus_mnv2-d16',
+        )
+    )
+    assert distilled.test_cfg.output == 'light'
+    assert distilled.decode_head.topology == dict(top=['bottom'], bottom=['top'])
+    for part in ('backbone', 'decode_head'):
+        networks = distilled[part].networks
+        assert networks.pop('light') == single[part].networks.mnv2
+        assert networks == pair[part].networks
+    assert 'light' not in distilled.backbone.normalize
+    assert single.backbone.normalize is None
 
 
 @pytest.fixture(scope='session')

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from ..errors import ConfigError
 from ..models.decode_heads import CoopHead
 from ..models.decode_heads.levels import READS
+from ..models.decode_heads.transfer import Transfer
 from .parts import OUR_SCOPES, SPLITS, find_types, short, similar_types, walk
 from .signatures import Key, Keys, constructor_keys, mismatch
 
@@ -48,6 +49,7 @@ _BUILT: dict[Any, tuple[str, ...]] = {
     DataLoader: ('num_batch_per_epoch', 'disable_subprocess_warning'),
     Hook: ('priority',),
     Optimizer: ('params',),
+    Transfer: (),
     _ParamScheduler: ('convert_to_iter_based', 'optimizer', 'epoch_length'),
 }
 
@@ -136,8 +138,10 @@ def _check_type(path: str, name: Any, targets: list[Any]) -> None:
 def _bind_networks(
     target: Any, path: str, part: Mapping[str, Any], around: dict[str, Mapping[str, Any]]
 ) -> Keys:
-    """Note what the heads of networks get; return the keys of the head that holds them."""
+    """Note what the parts of a head of networks get; return the keys of that head."""
     own = constructor_keys(target)
+    for place, _ in [*walk(part.get('transfer'), f'{path}.transfer')][1:]:  # behind the list itself
+        around[place] = dict(type=Transfer)
     heads = []
     for place, network in walk(part.get('networks'), f'{path}.networks'):
         if place.count('.') == path.count('.') + 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,12 @@ def check_positive(name: str, value: object) -> None:
     """Raise a ValueError unless the argument ``name`` has a positive integer as its ``value``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f'{name}={value!r} is not a positive integer; give a number from 1 on.')
+
+
+def check_positive_number(name: str, value: object) -> None:
+    """Raise a ValueError unless the argument ``name`` has a finite number above 0 as ``value``."""
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf or isinstance(value, bool):
+        raise ValueError(f'{name}={value!r} is not positive; give a number above 0.')
 
 
 def check_all_positive(name: str, values: object, *, example: str) -> None:

@@ -249,6 +249,18 @@ def test_all_that_is_not_refused_runs_or_is_refused_by_name(name, data_root, tmp
         ),
         ({'visualizer': dict(_delete_=True)}, 'visualizer is {} (dict); give it a type'),
         ({'randomness.sed': 1}, 'randomness.sed'),
+        (
+            {'model.decode_head.transfer': [dict(teacher='top', studnt='bottom')]},
+            'model.decode_head.transfer.0.studnt is unknown for Transfer; did you mean student?',
+        ),
+        (
+            {'model.decode_head.transfer': [dict(student='top')]},
+            'model.decode_head.transfer.0 has no teacher, which Transfer needs.',
+        ),
+        (
+            {'model.decode_head.transfer': dict(teacher='top', student='bottom')},
+            "transfer is {'teacher': 'top', 'student': 'bottom'} (ConfigDict), but CrossCoop",
+        ),
     ],
 )
 def test_a_slip_is_named_with_its_path(option, message):
@@ -268,6 +280,10 @@ def test_a_slip_is_named_with_its_path(option, message):
 {'model.test_cfg.output': 'left'},
 "model.test_cfg={'mode': 'whole', 'output': 'left'} (CrossCoopEncoderDecoder): test_cfg.outp",
 ),
+        (
+            {'model.decode_head.transfer': [dict(teacher='ensmble', student='top')]},
+            "transfer.0: teacher='ensmble' is unknown; choose one of ('top', 'bottom', 'ensemble')",
+        ),
         ({'model.test_cfg.outputs': 'top'}, 'test_cfg.outputs is unknown; did you mean output?'),
         ({'model.test_cfg.mode': 'slied'}, "test_cfg.mode='slied' is unknown; choose one of"),
         ({'model.test_cfg': dict(mode='slide')}, 'test_cfg.crop_size=None holds no numbers'),

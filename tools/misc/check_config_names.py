@@ -31,6 +31,8 @@ NAME = re.compile(
 FOLDERS = {
     'cross-coop': 'cross_coop',
     'coop': 'cross_coop',
+    'mutual': 'cross_coop',
+    'distill': 'cross_coop',
     'deeplabv3plus': 'deeplabv3plus',
     'dpanet': 'dpanet',
 }

@@ -1,12 +1,28 @@
-"""What networks may be called."""
+"""What networks may be called, and what they say together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-#: The name of the sum of all networks' outputs; no network may be called so.
+from torch import Tensor
+
+#: The name of the output of all networks together; no network may be called so.
 ENSEMBLE = 'ensemble'
+
+
+def ensemble_of(seg_logits: Collection[Tensor], *, mean: bool) -> Tensor:
+    """Let networks decide together.
+
+    Args:
+        seg_logits: The logits of each, ``(N, C, H, W)``.
+        mean: Whether to divide their sum by their number.
+
+    Returns:
+        Logits, ``(N, C, H, W)``.
+    """
+    total: Any = sum(seg_logits)
+    return total / len(seg_logits) if mean else total
 
 
 def check_network_names(networks: Mapping[str, Any]) -> None:

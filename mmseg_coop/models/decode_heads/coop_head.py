@@ -19,6 +19,7 @@ from ..cooperation.networks import check_network_names
 from .cooperative_decode_head import CooperativeDecodeHead
 from .levels import READS, check_levels, fill_in_channels
 from .plain_head import is_plain, levels_read, plain_steps, why_not_plain
+from .transfer import build_transfers
 
 
 @MODELS.register_module()
@@ -26,6 +27,7 @@ class CoopHead(BaseModule):
     """Several decode heads, one a network, that exchange feature maps at their sites.
 
     Each network keeps its own classifier and its own loss; the total is their sum (equation 1).
+    With ``transfer`` networks learn from the outputs of others beside the labels.
     Heads of different types exchange at the sites that all of them have. Heads of mmseg that return
     one map of logits offer the levels of the feature pyramid that they read, at the site
     ``pyramid``: of several numbers of levels, the last ones, from the deepest on. Beside heads with
@@ -43,6 +45,10 @@ class CoopHead(BaseModule):
             to None.
         fusion: How a receiver merges what arrives. Defaults to ``dict(type='SumFusion')``.
         detach: Whether the gradient stops at the paths. Defaults to False.
+        transfer: Who learns from whose output: arguments of :class:`Transfer`, a dictionary for
+            each teacher of a student. Two networks that teach each other, with
+            ``topology='none'``, are mutual learning (Zhang et al., `Deep Mutual Learning
+            <https://arxiv.org/abs/1706.00384>`_). Defaults to None.
         norm_cfg: Normalisation of the heads and the paths. Defaults to ``dict(type='BN')``.
         act_cfg: Activation of the heads and the paths. Defaults to ``dict(type='ReLU')``.
         align_corners: Passed to every interpolation. Defaults to False.
@@ -54,8 +60,8 @@ class CoopHead(BaseModule):
 
     Raises:
         ValueError: No network, a reserved or impossible name, an unknown head or one with other
-            outputs, an unknown site, topology or fusion, no site in common, or networks that differ
-            in their classes, in the ignored label or in the threshold.
+            outputs, an unknown site, topology, fusion, teacher or student, no site in common, or
+            networks that differ in their classes, in the ignored label or in the threshold.
 
     Example:
         >>> import torch
@@ -89,6 +95,7 @@ class CoopHead(BaseModule):
         connections: Sequence[str] | None = None,
         fusion: dict[str, Any] | None = None,
         detach: bool = False,
+        transfer: Sequence[Mapping[str, Any]] | None = None,
         norm_cfg: dict[str, Any] | None = None,
         act_cfg: dict[str, Any] | None = None,
         align_corners: bool = False,
@@ -128,6 +135,7 @@ class CoopHead(BaseModule):
                 align_corners=align_corners,
             ),
         )
+        self.transfers = build_transfers(transfer or (), self.network_names)
         self._check_agreement(num_classes)
         first = next(iter(self.networks.values()))
         self.num_classes = num_classes
@@ -268,11 +276,26 @@ class CoopHead(BaseModule):
         batch_data_samples: SampleList,
         train_cfg: dict[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of all networks (equation 1), such as ``top.loss_ce``; arguments as in mmseg."""
-        seg_logits = self.forward(inputs)
+        """Losses of all networks (equation 1), such as ``top.loss_ce``; arguments as in mmseg.
+
+        Those of ``transfer`` are called ``light.loss_transfer_ensemble``, by student and teacher.
+        """
+        seg_logits: dict[str, Any] = self.forward(inputs)
         losses: dict[str, Tensor] = {}
         for name, head in self.networks.items():
             losses.update(add_prefix(head.loss_by_feat(seg_logits[name], batch_data_samples), name))
+        # Of a head with several outputs in training, such as DPAHead, the first one predicts.
+        predicted = {
+            name: next(iter(logits.values())) if isinstance(logits, Mapping) else logits
+            for name, logits in seg_logits.items()
+        }
+        for transfer in self.transfers:
+            losses[transfer.name] = transfer(
+                predicted,
+                self.networks[transfer.student]._stack_batch_gt(batch_data_samples),
+                ignore_index=self.ignore_index,
+                align_corners=self.align_corners,
+            )
         return losses
 
     def predict(

@@ -18,7 +18,7 @@ from typing_extensions import override
 from ...registry import class_of
 from .._channels import ChannelsUnknown, PyramidChannels
 from .._checks import check_test_cfg
-from ..cooperation.networks import ENSEMBLE
+from ..cooperation.networks import ENSEMBLE, ensemble_of
 from ..decode_heads import CoopHead
 from ..necks import CoopNeck
 
@@ -186,9 +186,9 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         names = self.decode_head.network_names
         outputs = dict(zip(names, seg_logits.chunk(len(names), dim=1), strict=True))
         if len(names) > 1:
-            outputs[ENSEMBLE] = sum(outputs.values())
-            if self.decode_head.out_channels == 1:  # its threshold is that of one network
-                outputs[ENSEMBLE] = outputs[ENSEMBLE] / len(names)
+            # The threshold of a single logit is that of one network.
+            mean = self.decode_head.out_channels == 1
+            outputs[ENSEMBLE] = ensemble_of(outputs.values(), mean=mean)
         return outputs
 
     @override
