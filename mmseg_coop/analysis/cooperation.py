@@ -229,7 +229,7 @@ def analyze_cooperation(
     off = {site: [site] for site in connected}
     if len(connected) > 1:
         off[EVERYTHING] = connected
-    with compared(cooperation, names, cka_positions) as likeness:
+    with compared(cooperation, head.exchanging, cka_positions) as likeness:
         matrices = {NOTHING: evaluate(subject, max_images, 'all paths')}
     for title, sites in off.items():
         with switched_off(cooperation, sites):

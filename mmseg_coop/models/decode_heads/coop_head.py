@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 from mmengine.model import BaseModule, ModuleDict
@@ -16,6 +17,7 @@ from ...errors import InputError
 from ...registry import class_of
 from ..cooperation import Cooperation, Steps
 from ..cooperation.networks import check_network_names
+from ..cooperation.paths import resolve_topology
 from .cooperative_decode_head import CooperativeDecodeHead
 from .levels import READS, check_levels, fill_in_channels
 from .plain_head import is_plain, levels_read, plain_steps, why_not_plain
@@ -31,7 +33,8 @@ class CoopHead(BaseModule):
     Heads of different types exchange at the sites that all of them have. Heads of mmseg that return
     one map of logits offer the levels of the feature pyramid that they read, at the site
     ``pyramid``: of several numbers of levels, the last ones, from the deepest on. Beside heads with
-    sites of their own they offer what theirs share, the deepest level, as ``input``.
+    sites of their own they offer what theirs share, the deepest level, as ``input``. A network that
+    neither sends nor receives beside others that do may have any head.
 
     Args:
         networks: For every network, by name and in order (the first is the paper's "top"), the
@@ -118,13 +121,22 @@ class CoopHead(BaseModule):
             self.networks[name], self.input_channels[name] = self._build_head(
                 name, {**shared, **kwargs, **own}, pyramid_channels
             )
-        plain = [n for n, h in self.networks.items() if not isinstance(h, CooperativeDecodeHead)]
-        self.plain_site = 'pyramid' if len(plain) == len(self.networks) else 'input'
-        count = 1 if self.plain_site == 'input' else min(map(len, self.input_channels.values()))
+        senders_of = resolve_topology(topology, self.network_names)
+        exchanging = {*senders_of, *chain(*senders_of.values())} or {*networks}
+        #: Networks that send or receive, and run in step; without any, all.
+        self.exchanging = [name for name in networks if name in exchanging]
+        plain = [
+            name
+            for name in self.exchanging
+            if not isinstance(self.networks[name], CooperativeDecodeHead)
+        ]
+        self.plain_site = 'pyramid' if plain == self.exchanging else 'input'
+        pyramid = self.plain_site == 'pyramid'
+        count = min(len(self.input_channels[name]) for name in plain) if pyramid else 1
         #: Levels that every plain head offers.
         self.plain_levels = {name: list(self.input_channels[name])[-count:] for name in plain}
         self.cooperation = Cooperation(
-            site_channels={name: self._site_channels(name) for name in self.networks},
+            site_channels={name: self._site_channels(name) for name in self.exchanging},
             connections=connections,
             paths=dict(
                 topology=topology,
@@ -268,7 +280,13 @@ class CoopHead(BaseModule):
         self.check_channels(
             {name: [level.shape[1] for level in levels] for name, levels in inputs.items()}
         )
-        return self.cooperation({name: self._steps(name, inputs[name]) for name in self.networks})
+        logits = self.cooperation(
+            {name: self._steps(name, inputs[name]) for name in self.exchanging}
+        )
+        return {
+            name: logits[name] if name in logits else head(inputs[name])
+            for name, head in self.networks.items()
+        }
 
     def loss(
         self,

@@ -136,6 +136,22 @@ class TestCoopHead(CoopHeadSuite):
         for name, network in head.networks.items():
             assert torch.equal(out[name], network([x[name][0], merged[name]]))
 
+    @torch.no_grad()
+    def test_a_network_apart_leaves_the_sites_of_the_others_alone(self):
+        pair = dict(top=DEEPLAB, bottom=DEEPLAB)
+        alone = self.build(networks=pair).eval()
+        topology = dict(top=['bottom'], bottom=['top'])
+        head = self.build(networks=dict(light=SEGFORMER, **pair), topology=topology).eval()
+        assert list(head.cooperation.paths) == list(alone.cooperation.paths)
+        assert len(alone.cooperation.paths) == 5
+        alone.load_state_dict(head.state_dict(), strict=False)
+        (x,) = self.inputs(self.sizes[0])
+        out = head(x)
+        assert list(out) == ['light', 'top', 'bottom']
+        assert torch.equal(out['light'], head.networks['light'](x['light']))
+        expected = alone({name: x[name] for name in pair})
+        assert all(torch.equal(out[name], expected[name]) for name in pair)
+
     def test_losses_carry_the_names_of_network_and_output(self):
         losses = self.build().loss(*self.inputs(self.sizes[0]), labelled(2, (18, 14)))
         bottom = {f'bottom.{output}.loss_ce' for output in ('fused', 'spa', 'cpa')}
