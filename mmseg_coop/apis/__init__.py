@@ -4,6 +4,7 @@ from .console import Console
 from .convert import convert_checkpoint, publish_checkpoint
 from .data_check import check_data
 from .export import export_onnx
+from .extract import extract_network
 from .launch import build_runner, lock_work_dir
 from .model import build_model, load_model, require_file
 from .optimize import optimize_for_inference
@@ -19,6 +20,7 @@ __all__ = [
     'check_data',
     'convert_checkpoint',
     'export_onnx',
+    'extract_network',
     'load_model',
     'lock_work_dir',
     'optimize_for_inference',

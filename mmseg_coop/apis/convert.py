@@ -52,7 +52,7 @@ def convert_checkpoint(
         raise CheckpointError(f'cannot convert {str(source)!r}: {error}') from error
     # Integers, such as num_batches_tracked, stay integers.
     converted = {k: v.float() if v.is_floating_point() else v for k, v in converted.items()}
-    write_atomically(_pth(converted), destination)
+    write_atomically(as_pth(converted), destination)
     values = sum(value.numel() for value in converted.values())
     left_out = len(weights) - len(converted)
     print(f'{source}: {len(weights)} tensors read, {left_out} left out')
@@ -91,9 +91,9 @@ def publish_checkpoint(source: str | Path, destination: str | Path, *, force: bo
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in weights.items()
     }
-    dataset_meta = _plain(meta.get('dataset_meta') or {})
+    dataset_meta = as_plain(meta.get('dataset_meta') or {})
     if destination.suffix == '.pth':
-        data = _pth(dict(meta=dict(dataset_meta=dataset_meta), state_dict=weights))
+        data = as_pth(dict(meta=dict(dataset_meta=dataset_meta), state_dict=weights))
     else:
         from safetensors.torch import save
 
@@ -160,18 +160,19 @@ def _check_suffix(file: Path, *suffixes: str) -> None:
         )
 
 
-def _pth(content: Mapping[str, Any]) -> bytes:
+def as_pth(content: Mapping[str, Any]) -> bytes:
+    """Write what torch reads from a file into memory."""
     stream = io.BytesIO()
     torch.save(dict(content), stream)
     return stream.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """The same of dicts, lists, numbers and texts only, which JSON and every reader take."""
     if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): as_plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [as_plain(part) for part in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return value.tolist()  # of numpy

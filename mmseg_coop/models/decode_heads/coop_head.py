@@ -115,6 +115,8 @@ class CoopHead(BaseModule):
             align_corners=align_corners,
         )
         self.networks = ModuleDict()
+        #: Config of every network's head, complete.
+        self.configs: dict[str, dict[str, Any]] = {}
         #: Channels of the levels that every network reads.
         self.input_channels: dict[str, dict[int, int]] = {}
         for name, own in networks.items():
@@ -175,6 +177,7 @@ class CoopHead(BaseModule):
                     'in_channels is left out; give it, or pyramid_channels for all networks, or '
                     'use CrossCoopEncoderDecoder, which asks the backbones.'
                 )
+            self.configs[network] = {**arguments, 'type': arguments.get('type', self.head_type)}
             built = head(**{key: value for key, value in arguments.items() if key != 'type'})
         except InputError:  # names the network
             raise
@@ -245,6 +248,12 @@ class CoopHead(BaseModule):
     def network_names(self) -> tuple[str, ...]:
         """Names of the networks, in order."""
         return tuple(self.networks)
+
+    def senders_to(self, network: str) -> tuple[str, ...]:
+        """Names of the networks whose feature maps a network receives, in order."""
+        paths = [path for layers in self.cooperation.paths.values() for path in layers]
+        found = {sender for path in paths for sender in path.senders_of.get(network, ())}
+        return tuple(name for name in self.networks if name in found)
 
     def check_channels(self, pyramid_channels: Mapping[str, Sequence[int]]) -> None:
         """Compare feature pyramids with what the heads were built for.

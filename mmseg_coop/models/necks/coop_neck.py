@@ -50,12 +50,15 @@ class CoopNeck(BaseModule):
         super().__init__(init_cfg)
         check_network_names(networks)
         self.networks = ModuleDict()
+        #: Config of every network's neck, complete.
+        self.configs: dict[str, dict[str, Any]] = {}
         for name, config in networks.items():
             neck = class_of(config, MODELS)
             takes = inspect.signature(neck).parameters if neck else {}
             left_out = 'in_channels' in takes and config.get('in_channels') is None
             if left_out and pyramid_channels is not None:
                 config = {**config, 'in_channels': list(pyramid_channels[name])}
+            self.configs[name] = dict(config)
             self.networks[name] = MODELS.build(dict(config))
 
     def forward(self, inputs: Mapping[str, Sequence[Tensor]]) -> dict[str, Sequence[Tensor]]:
