@@ -69,8 +69,9 @@ def keep_needed(model: dict[str, Any], output: str) -> None:
         for name in {*part} - {*needed}:
             del part[name]
     head['topology'] = {name: senders[name] for name in needed if name in senders} or 'none'
-    for trained in ('auxiliary_head', 'test_cfg'):
-        model.pop(trained, None)
+    head.pop('transfer', None)
+    for other in ('auxiliary_head', 'test_cfg'):
+        model.pop(other, None)
 
 
 def seconds_per_iteration(runs: Sequence[Run]) -> float:
