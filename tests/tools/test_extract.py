@@ -21,8 +21,7 @@ DISTILL = f"""
 _base_ = '{MINI}'
 model = dict(
     backbone=dict(
-        networks=dict(light={{{{_base_.model.backbone.networks.bottom}}}}),
-        normalize=NORMALIZE,
+        networks=dict(light={{{{_base_.model.backbone.networks.bottom}}}}), normalize=NORMALIZE
     ),
     decode_head=dict(
         networks=dict(light={{{{_base_.model.decode_head.networks.bottom}}}}),
@@ -35,31 +34,19 @@ model = dict(
 #: SegFormer, which sends to a network with a neck; all parts but the pair itself are mmseg's.
 SEGFORMER = f"""
 _base_ = '{MINI}'
+mit = dict(embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 2, 5, 8])
+top = dict(_delete_=True, type='MixVisionTransformer', **mit)
+bottom = dict(_delete_=True, type='MobileNetV2', out_indices=(1, 6))
+neck = dict(type='FPN', out_channels=8, num_outs=2)
+heads = dict(
+    top=dict(type='SegformerHead', in_index=[0, 1, 2, 3]),
+    bottom=dict(type='FPNHead', in_index=[0, 1], feature_strides=[4, 8]),
+)
+head = dict(type='CoopHead', networks=heads, channels=8, num_classes=11)
 model = dict(
-    backbone=dict(
-        networks=dict(
-            top=dict(
-                _delete_=True,
-                type='MixVisionTransformer',
-                embed_dims=8,
-                num_layers=[1, 1, 1, 1],
-                num_heads=[1, 2, 5, 8],
-            ),
-            bottom=dict(_delete_=True, type='MobileNetV2', out_indices=(1, 6)),
-        )
-    ),
-    neck=dict(type='CoopNeck', networks=dict(bottom=dict(type='FPN', out_channels=8, num_outs=2))),
-    decode_head=dict(
-        _delete_=True,
-        type='CoopHead',
-        networks=dict(
-            top=dict(type='SegformerHead', in_index=[0, 1, 2, 3]),
-            bottom=dict(type='FPNHead', in_index=[0, 1], feature_strides=[4, 8]),
-        ),
-        channels=8,
-        num_classes=11,
-        topology=dict(bottom=['top']),
-    ),
+    backbone=dict(networks=dict(top=top, bottom=bottom)),
+    neck=dict(type='CoopNeck', networks=dict(bottom=neck)),
+    decode_head=dict(_delete_=True, topology=dict(bottom=['top']), **head),
     test_cfg=dict(output='top'),
 )
 test_evaluator = dict(_scope_='mmseg_coop')  # as inherited by mmseg_coop::
