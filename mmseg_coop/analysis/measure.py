@@ -22,6 +22,8 @@ import torch
 
 #: Runs before the first that counts: on a GPU libraries choose their kernels and clocks rise.
 WARM_UP = dict(cpu=1, cuda=5)
+#: What a processor may have that PyTorch's products use.
+FLAGS = ('avx2', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_bf16')
 #: Packages whose versions make a difference to time.
 PACKAGES = ('torch', 'torchvision', 'mmcv', 'onedl-mmcv', 'mmengine', 'onedl-mmengine', 'timm')
 
@@ -47,10 +49,7 @@ def describe(device: torch.device) -> str:
         facts = [
             known.get('model name') or platform.processor() or platform.machine(),
             f'{torch.get_num_threads()} threads of {os.cpu_count()}',
-            *(
-                ' '.join(f for f in flags if f.startswith(family)) or f'no {family}'
-                for family in ('avx', 'amx')
-            ),
+            ' '.join(flag for flag in FLAGS if flag in flags) or f'none of {" ".join(FLAGS)}',
         ]
     return ', '.join([*facts, *versions])
 
