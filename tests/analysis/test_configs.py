@@ -72,12 +72,17 @@ def test_every_config_is_in_a_metafile():
     [
         (dict(Source='paper'), '| 80.5 | paper |'),
         (dict(Source='derived', Derivation='80 + 0.5'), '| 80.5 | derived: 80 + 0.5 |'),
+        (
+            dict(Source='ours', Deviations=dict(mIoU=0.4), Seeds=[0, 1], Commit='a', Hardware='b'),
+            '| 80.5 ± 0.4 | ours |',
+        ),
+        (dict(Source='ours', Seeds=[0, 1], Commit='a', Hardware='b'), None),
         (dict(Source='derived'), None),
         (dict(Source='paper', Derivation='80 + 0.5'), None),
         (dict(Source='guess'), None),
     ],
 )
-def test_a_derived_figure_says_from_what(result, cell, mini, tmp_path):
+def test_figures_say_where_they_come_from(result, cell, mini, tmp_path):
     table = runpy.run_path(str(ROOT / 'tools/misc/make_tables.py'))['table']
     model = dict(
         Name='mini',
@@ -88,10 +93,10 @@ def test_a_derived_figure_says_from_what(result, cell, mini, tmp_path):
     metafile = tmp_path / 'metafile.yml'
     metafile.write_text(yaml.safe_dump(dict(Models=[model])))
     if cell is None:
-        with pytest.raises(ConfigError, match='derived'):
-            table([metafile], tmp_path / 'README.md', only_with_results=True)
+        with pytest.raises(ConfigError, match=r'derived|ours and lacks Deviations'):
+            table([metafile], tmp_path / 'README.md')
     else:
-        assert cell in table([metafile], tmp_path / 'README.md', only_with_results=True)
+        assert cell in table([metafile], tmp_path / 'README.md')
 
 
 @pytest.mark.parametrize('backend', ['TensorboardVisBackend', 'WandbVisBackend'])

@@ -1,14 +1,12 @@
-"""Write the results tables of README.md and configs/*/README.md from the metafiles.
-
-Each configs/*/README.md lists all configs of its metafile, README.md those that have results.
+"""Write the tables of configs/*/README.md from the metafiles.
 
 With --check nothing is written; the exit code is 1 where a table is stale.
 
 A metafile names for every config its parameters and multiply-accumulates at a stated input
 size, as tools/analysis_tools/get_flops.py counts them, and results with their source: `paper` for a
 figure printed in the paper, `derived` for one that the paper's text leads to, as `Derivation` says,
-`converted` for one measured with converted weights, `ours` for one measured with a training of this
-project.
+`converted` for one measured with converted weights, `ours` for the mean of trainings of this
+project, with its Deviations over Seeds, the Commit and the Hardware.
 """
 
 from __future__ import annotations
@@ -23,30 +21,28 @@ ROOT = Path(__file__).resolve().parents[2]
 
 BEGIN, END = '<!-- table: begin (tools/misc/make_tables.py) -->', '<!-- table: end -->'
 SOURCES = ('paper', 'derived', 'converted', 'ours')
+TRAINING = ('Deviations', 'Seeds', 'Commit', 'Hardware')
 
 
-def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -> str:
+def table(metafiles: Iterable[Path], readme: Path) -> str:
     """Table of metafiles.
 
     Args:
         metafiles: The files.
         readme: Where the table goes, which the links start from.
-        only_with_results: Whether to leave out the configs without results.
 
     Returns:
         Markdown, a row a config.
 
     Raises:
-        ConfigError: A path does not exist, a result has an unknown source, or is derived without
-            saying from what.
+        ConfigError: A path does not exist, a result has an unknown source, is derived without
+            saying from what, or is ours without saying how.
     """
     from mmseg_coop.analysis.tables import markdown, read_models
     from mmseg_coop.errors import ConfigError
 
     rows = [['config', 'data', 'parameters (M)', 'GMAC (input)', 'mIoU', 'source']]
     for metafile, model in read_models(metafiles):
-        if only_with_results and not model.get('Results'):
-            continue
         config = ROOT / model['Config']
         if not config.is_file():
             raise ConfigError(f'{metafile}: config {model["Config"]!r} does not exist.')
@@ -64,12 +60,18 @@ def table(metafiles: Iterable[Path], readme: Path, *, only_with_results: bool) -
                     f'{metafile}: a result of {model["Name"]} is {result["Source"]!r} with '
                     f'Derivation {derivation!r}; what is derived says from what, and nothing else.'
                 )
+            missing = [key for key in TRAINING if key not in result]
+            if result['Source'] == 'ours' and missing:
+                raise ConfigError(
+                    f'{metafile}: a result of {model["Name"]} is ours and lacks '
+                    f'{", ".join(missing)}.'
+                )
+            spread = result.get('Deviations', {})
             sources.append(f'derived: {derivation}' if derivation else result['Source'])
             data = result['Dataset']
-            metrics += [
-                f'{name.removesuffix("mIoU").strip()} {value}'.strip()
-                for name, value in result['Metrics'].items()
-            ]
+            for name, value in result['Metrics'].items():
+                text = f'{name.removesuffix("mIoU").strip()} {value}'.strip()
+                metrics.append(text + (f' ± {spread[name]}' if name in spread else ''))
         link = os.path.relpath(config, readme.parent)
         cost = [f'{metadata["Parameters (M)"]:.2f}']
         cost.append(f'{metadata["GMAC"]:.1f} ({metadata["Input size"]})')
@@ -87,12 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mmseg_coop.errors import ConfigError
 
     metafiles = sorted(ROOT.glob('configs/*/metafile.yml'))
-    sources = {file.with_name('README.md'): [file] for file in metafiles}
-    sources[ROOT / 'README.md'] = metafiles
     stale = []
-    for readme, files in sources.items():
+    for metafile in metafiles:
+        readme = metafile.with_name('README.md')
         old = readme.read_text('utf-8')
-        rows = table(files, readme, only_with_results=readme.parent == ROOT)
+        rows = table([metafile], readme)
         before, begin, rest = old.partition(BEGIN)
         _, end, after = rest.partition(END)
         if not begin or not end:
