@@ -1,4 +1,4 @@
-"""Engine: hooks, and the loading of checkpoints."""
+"""Engine: rates, hooks, and the loading of checkpoints."""
 
 from .bfloat16_optim_wrapper import BFloat16OptimWrapper
 from .exact_train_loop import ExactIterBasedTrainLoop
@@ -10,6 +10,7 @@ from .hooks import (
     NonFiniteLossHook,
     RecordIoUHook,
 )
+from .layer_decay import CoopLayerDecayOptimWrapperConstructor
 from .loader_guards import guard_checkpoint_loaders
 from .safe_checkpoint import load_checkpoint_data
 from .timm_checkpoint import load_from_timm
@@ -21,6 +22,7 @@ __all__ = [
     'BFloat16OptimWrapper',
     'ChannelsLastHook',
     'CompileHook',
+    'CoopLayerDecayOptimWrapperConstructor',
     'CountSkippedStepsHook',
     'ExactIterBasedTrainLoop',
     'NonFiniteLossHook',
