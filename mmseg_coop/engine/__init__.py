@@ -3,10 +3,12 @@
 from .bfloat16_optim_wrapper import BFloat16OptimWrapper
 from .exact_train_loop import ExactIterBasedTrainLoop
 from .hooks import (
+    ActivationCheckpointHook,
     AtomicCheckpointHook,
     ChannelsLastHook,
     CompileHook,
     CountSkippedStepsHook,
+    ExactEarlyStoppingHook,
     NonFiniteLossHook,
     RecordIoUHook,
 )
@@ -18,12 +20,14 @@ from .timm_checkpoint import load_from_timm
 guard_checkpoint_loaders()
 
 __all__ = [
+    'ActivationCheckpointHook',
     'AtomicCheckpointHook',
     'BFloat16OptimWrapper',
     'ChannelsLastHook',
     'CompileHook',
     'CoopLayerDecayOptimWrapperConstructor',
     'CountSkippedStepsHook',
+    'ExactEarlyStoppingHook',
     'ExactIterBasedTrainLoop',
     'NonFiniteLossHook',
     'RecordIoUHook',

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict, ReduceOnPlateauParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmseg.evaluation import IoUMetric
@@ -36,7 +36,7 @@ class RunCheckHook(Hook):
 
         Raises:
             ConfigError: An interval is 0, a loop over the whole data loader has an endless sampler,
-                or the evaluation does not give what ``save_best`` names.
+                or the evaluation does not give what ``save_best`` or early stopping names.
             InputError: A head was built for other channels than its backbone has.
         """
         for hook in runner.hooks:
@@ -53,7 +53,7 @@ class RunCheckHook(Hook):
             outputs = getattr(getattr(runner.model, 'module', runner.model), 'output_names', ())
             metrics = [_metric_names(m, outputs) for m in runner._val_loop.evaluator.metrics]
             if None not in metrics:
-                _check_save_best(runner, [name for names in metrics for name in names or ()])
+                _check_chosen(runner, [name for names in metrics for name in names or ()])
         if isinstance(runner._train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
             model = getattr(runner.model, 'module', runner.model)
             if isinstance(model, CrossCoopEncoderDecoder):
@@ -79,7 +79,7 @@ class RunCheckHook(Hook):
         _check_sizes(runner.model, data_batch, 'test')
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Look for what ``save_best`` names among the metrics.
+        """Look for what ``save_best`` and early stopping name among the metrics.
 
         Args:
             runner: The runner.
@@ -89,7 +89,7 @@ class RunCheckHook(Hook):
             ConfigError: It is not there.
         """
         if metrics:  # otherwise mmengine says that there are none
-            _check_save_best(runner, list(metrics))
+            _check_chosen(runner, list(metrics))
 
 
 def _check_numbers(runner: Runner) -> None:
@@ -135,15 +135,19 @@ def _metric_names(metric: BaseMetric, outputs: tuple[str, ...]) -> list[str] | N
     return [f'{metric.prefix}/{name}' if metric.prefix else name for name in names]
 
 
-def _check_save_best(runner: Runner, names: list[str]) -> None:
+def _check_chosen(runner: Runner, names: list[str]) -> None:
+    """Compare what hooks want of an evaluation with what it gives."""
     for hook in runner.hooks:
-        if not isinstance(hook, CheckpointHook) or not hook.save_best:
-            continue
-        for key in hook.key_indicators:
-            if key not in ('auto', *names):
+        wanted: dict[str, Any] = {}
+        if isinstance(hook, CheckpointHook) and hook.save_best:
+            wanted = {key: 'save_best' for key in hook.key_indicators if key != 'auto'}
+        elif isinstance(hook, EarlyStoppingHook):
+            wanted = {hook.monitor: 'monitor'}
+        for key, option in wanted.items():
+            if key not in names:
                 choices = ', '.join(names) or 'none: val_evaluator is empty'
                 raise ConfigError(
-                    f'save_best={key!r} of {type(hook).__name__} is no metric of the evaluation'
+                    f'{option}={key!r} of {type(hook).__name__} is no metric of the evaluation'
                     f'{_proposal(key, names)}; choose among {choices}.'
                 )
 
