@@ -88,7 +88,8 @@ def build_runner(cfg: Config, local_rank: int = 0, console: Console | None = Non
         starts, that its parts agree.
 
     Raises:
-        ConfigError: A part of the config cannot be built, or a loss does not fit its head.
+        ConfigError: A part of the config cannot be built, a loss does not fit its head, or the
+            runner is another one than mmengine's ``Runner``.
     """
     os.environ.setdefault('LOCAL_RANK', str(local_rank))  # where mmengine looks for it
     _init_cpu_process_group(cfg)
@@ -100,6 +101,13 @@ def build_runner(cfg: Config, local_rank: int = 0, console: Console | None = Non
     kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
     if kind is None:
         raise ConfigError(f'runner_type {cfg.runner_type!r} is not registered; import its module.')
+    if not issubclass(kind, Runner):  # FlexibleRunner, with FSDP, DeepSpeed or ColossalAI
+        raise ConfigError(
+            f'runner_type {cfg.runner_type!r} is no Runner: its strategies split a model at parts '
+            'whose forward is called, but cooperating heads run in steps, and its checkpoints '
+            'cannot be resumed exactly. Leave runner_type and strategy out; to save memory, use '
+            'ActivationCheckpointHook.'
+        )
     with config_errors(cfg):
         runner = (console.quiet(kind) if console else kind).from_cfg(cfg)
     check_model(runner.model)

@@ -181,3 +181,10 @@ def test_one_way_configs_have_the_same_paths_when_mmengine_has_written_them(path
     heads = [c.model.decode_head for c in (cfg, Config.fromstring(written, '.py'))]
     first, second = (resolve_topology(head.topology, list(head.networks)) for head in heads)
     assert first == second == dict(bottom=('top',))
+
+
+def test_a_runner_that_splits_the_model_is_refused(tmp_path):
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict(dict(work_dir=str(tmp_path), launcher='none', runner_type='FlexibleRunner'))
+    with pytest.raises(ConfigError, match=r"'FlexibleRunner' is no Runner: .* run in steps"):
+        build_runner(cfg)
