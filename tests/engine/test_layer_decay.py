@@ -147,17 +147,13 @@ def test_a_single_backbone_has_the_rates_of_mmseg(name):
     layers = dict(mae=2, convnext=6)[name]
     expected = settings(optim_wrapper(model, theirs, decay_rate=RATE, num_layers=layers), model)
     found = settings(optim_wrapper(model, decay_rate=RATE), model)
-    assert {n: rate for n, (rate, _) in found.items()} == {
-        n: rate for n, (rate, _) in expected.items()
-    }
+    assert {n: found[n][0] for n in found} == {n: expected[n][0] for n in found}
 
 
 def test_custom_keys_multiply_the_rates_of_the_layers():
     model = build('vit', 'resnet')
-    keys = {
-        'backbone.networks.vit': dict(lr_mult=0.1),
-        'backbone.networks.resnet': dict(lr_mult=0.2, decay_mult=2),
-    }
+    keys = dict(vit=dict(lr_mult=0.1), resnet=dict(lr_mult=0.2, decay_mult=2))
+    keys = {f'backbone.networks.{name}': key for name, key in keys.items()}
     found = settings(optim_wrapper(model, decay_rate=dict(vit=RATE), custom_keys=keys), model)
     rates = [found[f'backbone.networks.vit.{name}'] for name in ('pos_embed', 'layers.1.ln1.bias')]
     assert rates == [(pytest.approx(LR * 0.1 * RATE**n), 0) for n in (3, 1)]
@@ -172,11 +168,8 @@ def test_a_step_moves_each_layer_at_its_rate():
     """The first step of Adam moves every weight by its rate."""
     model = build('swin', 'resnet')
     wrapper = optim_wrapper(model, lr=1e-3, decay_rate=dict(swin=RATE))
-    names = ('swin.stages.1.blocks.0', 'swin.stages.3.blocks.0', 'resnet.layer4.1')
-    weights = [
-        next(w for w in model.backbone.networks.get_submodule(name).parameters() if w.ndim == 1)
-        for name in names
-    ]
+    parts = ('swin.stages.1.blocks.0.norm1', 'swin.stages.3.blocks.0.norm1', 'resnet.layer4.1.bn1')
+    weights = [model.backbone.networks.get_submodule(part).weight for part in parts]
     before = [weight.detach().clone() for weight in weights]
     logits = model(torch.rand(2, 3, 64, 64))
     wrapper.update_params(sum(x.square().mean() for x in logits.values()))
@@ -192,14 +185,8 @@ def test_a_step_moves_each_layer_at_its_rate():
         (dict(decay_rate=0.9, norm_decay_mult=0), "has 'norm_decay_mult'"),
         (dict(decay_rate=1.2), 'decay_rate is 1.2; give a number above 0 and at most 1'),
         (dict(decay_rate=dict(vit='0.9')), "is {'vit': '0.9'}; give"),
-        (
-            dict(decay_rate=dict(vt=0.9)),
-            r"names the unknown network 'vt'; the networks are \['vit', 'resnet'\]\.",
-        ),
-        (
-            dict(decay_rate=0.9),
-            r"layers of network 'resnet' \(ResNetV1c\) are not known\. They are for mmpretrain",
-        ),
+        (dict(decay_rate=dict(vt=0.9)), r"unknown network 'vt'; .* are \['vit', 'resnet'\]\."),
+        (dict(decay_rate=0.9), r"network 'resnet' \(ResNetV1c\) are not known\. They are for"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(paramwise, said):
