@@ -59,8 +59,7 @@ def load_model(
     """
     require_file(checkpoint)
     model = revert_sync_batchnorm(build_model(cfg))
-    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    _load_weights(model, content.get('state_dict', content), checkpoint)
+    content = load_weights(model, checkpoint)
     model.dataset_meta = _dataset_meta(content.get('meta', {}), cfg)
     cfg.test_pipeline = without_labels(cfg.test_dataloader.dataset.pipeline)
     model.cfg = cfg
@@ -70,17 +69,20 @@ def load_model(
     return model
 
 
-def build_model(cfg: Config) -> BaseSegmentor:
-    """Build the model of a config for whoever brings all weights, or needs none.
+def build_model(cfg: Config, *, pretrained: bool = False) -> BaseSegmentor:
+    """Build the model of a config.
 
     Args:
-        cfg: Config, whose model comes to load no pretrained weights.
+        cfg: Config.
+        pretrained: Whether its model keeps what loads pretrained weights. Defaults to False, for
+            whoever brings all weights, or needs none.
 
     Raises:
         ConfigError: A part of the model cannot be built.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    forget_pretrained(cfg.model)
+    if not pretrained:
+        forget_pretrained(cfg.model)
     with config_errors(cfg):
         return MODELS.build(cfg.model)
 
@@ -135,7 +137,37 @@ def require_file(checkpoint: str) -> None:
         raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist.')
 
 
-def _load_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) -> None:
+def load_weights(model: nn.Module, checkpoint: str) -> dict[str, Any]:
+    """Give a model the weights of a checkpoint.
+
+    Args:
+        model: The model.
+        checkpoint: File, or an address that mmengine reads.
+
+    Returns:
+        All that the checkpoint holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The weights do not fit the model.
+    """
+    require_file(checkpoint)
+    content: dict[str, Any] = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    apply_weights(model, content.get('state_dict', content), checkpoint)
+    return content
+
+
+def apply_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) -> None:
+    """Give a model weights, all that it has and no others.
+
+    Args:
+        model: The model.
+        weights: The weights by name.
+        checkpoint: What errors call their file.
+
+    Raises:
+        CheckpointError: The weights do not fit the model.
+    """
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # shapes that differ, one a line below the first

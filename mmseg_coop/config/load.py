@@ -14,7 +14,7 @@ from mmengine.config import Config, DictAction
 
 from mmseg_coop_cli import quiet_imports
 
-from ..errors import ConfigError, CoopError
+from ..errors import ConfigError, CoopError, first_few
 from .check import check_config
 from .ignore_index import settle_ignore_index
 
@@ -79,14 +79,20 @@ def find_config(path: str) -> str:
     """
     if osp.isfile(path):
         return path
-    shipped = {file.name: str(file) for file in (PACKAGE / '.mim/configs').glob('[!_]*/*.py')}
+    shipped = shipped_configs()
     for name in (path, f'{path}.py'):
         if name in shipped:
             return shipped[name]
-    nearby = [file.name for file in Path(path).parent.glob('*.py')]
-    similar = difflib.get_close_matches(Path(path).name, {*nearby, *shipped}, n=3, cutoff=0.7)
-    hint = f' Did you mean {", ".join(similar)}?' if similar else ''
+    known = {*shipped, *(file.name for file in Path(path).parent.glob('*.py'))}
+    similar = difflib.get_close_matches(Path(path).name, known, n=3, cutoff=0.7)
+    similar = similar or sorted(name for name in known if Path(path).stem in name)
+    hint = f' Did you mean {first_few(similar)}?' if similar else ''
     raise FileNotFoundError(f'config {path!r} does not exist.{hint}')
+
+
+def shipped_configs() -> dict[str, str]:
+    """Find the configs that are installed with the project; returns the files by their names."""
+    return {file.name: str(file) for file in (PACKAGE / '.mim/configs').glob('[!_]*/*.py')}
 
 
 @contextmanager
@@ -157,6 +163,8 @@ def forget_pretrained(model: dict[str, Any]) -> None:
         model['init_cfg'] = None
     if model.get('pretrained'):  # older backbones of mmseg, and TIMMBackbone
         model['pretrained'] = False if model['pretrained'] is True else None
+    if model.get('checkpoint_path'):  # TIMMBackbone's file
+        model['checkpoint_path'] = ''
     for value in model.values():
         if isinstance(value, dict):
             forget_pretrained(value)

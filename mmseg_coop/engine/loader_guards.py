@@ -70,6 +70,25 @@ def _parse_as_data(parse: Callable[[str, str], Config], cfg_str: str, file_forma
     return Config(config)
 
 
+def refuse_code(config: dict[str, Any], name: str) -> None:
+    """Refuse a config, come with weights, that names anything but registered classes.
+
+    mmengine would import what it names, and call it.
+
+    Args:
+        config: The config.
+        name: What the error calls it.
+
+    Raises:
+        CheckpointError: It names something else, and the user does not trust all files.
+    """
+    if os.environ.get(TRUST_VARIABLE) != '1':
+        try:
+            _check_names(config, *_registered())
+        except ValueError as error:
+            raise refusal(name, str(error)) from None
+
+
 def _registered() -> tuple[set[str], set[str]]:
     """Names and scopes: mmengine imports what is asked for beyond them."""
     names, scopes = set(), set()
@@ -82,7 +101,8 @@ def _registered() -> tuple[set[str], set[str]]:
 
 
 def _check_names(value: Any, names: set[str], scopes: set[str]) -> None:
-    allowed: dict[Any, set[str]] = {'type': names, '_scope_': scopes, 'default_scope': scopes}
+    allowed: dict[Any, set[str]] = {'_scope_': scopes, 'default_scope': scopes}
+    allowed.update(type=names, norm_layer=names)  # the latter of TIMMBackbone
     for key, part in value.items() if isinstance(value, dict) else enumerate(value):
         if isinstance(part, (dict, list, tuple)):
             _check_names(part, names, scopes)
