@@ -43,7 +43,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         r'py:.*',
-        r'(argparse|collections|contextlib|logging|mmcv|mmengine|mmseg|numpy|os|pathlib|torch)\..*',
+        r'(argparse|collections|contextlib|huggingface_hub|logging|mmcv|mmengine|mmseg|numpy|os|'
+        r'pathlib|torch)\..*',
     ),
     (r'py:class', r'DataLoader|Runner'),  # of a constructor, whose types are taken as written
 ]

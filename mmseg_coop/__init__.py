@@ -17,6 +17,7 @@ with quiet_imports():
     from mmengine.config.utils import MODULE2PACKAGE
 
     from . import datasets, engine, evaluation, models, registry, visualization
+    from .apis import CoopModel, create_model, list_models
 
 MODULE2PACKAGE.update(
     {module: _stack.modules[module] for module in ('mmseg', 'mmpretrain')},
@@ -26,4 +27,15 @@ MODULE2PACKAGE.update(
     mmseg_coop='mmseg_coop.registry',
 )
 
-__all__ = ['__version__', 'datasets', 'engine', 'evaluation', 'models', 'registry', 'visualization']
+__all__ = [
+    'CoopModel',
+    '__version__',
+    'create_model',
+    'datasets',
+    'engine',
+    'evaluation',
+    'list_models',
+    'models',
+    'registry',
+    'visualization',
+]

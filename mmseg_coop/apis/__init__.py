@@ -2,6 +2,8 @@
 
 from .console import Console
 from .convert import convert_checkpoint, publish_checkpoint
+from .coop_model import CoopModel
+from .create import create_model, list_models
 from .data_check import check_data
 from .export import export_onnx
 from .extract import extract_network
@@ -14,13 +16,16 @@ from .training import prepare_training, train
 
 __all__ = [
     'Console',
+    'CoopModel',
     'Predictor',
     'build_model',
     'build_runner',
     'check_data',
     'convert_checkpoint',
+    'create_model',
     'export_onnx',
     'extract_network',
+    'list_models',
     'load_model',
     'lock_work_dir',
     'optimize_for_inference',
