@@ -3,6 +3,7 @@
 from .attentions import ChannelPoolAttention, PoolUnit, SpatialPoolAttention
 from .backbones import CoopBackbone, Xception
 from .cooperation import ConcatFusion, Cooperation, CooperativePaths, GatedFusion, SumFusion
+from .data_preprocessor import CoopDataPreProcessor
 from .decode_heads import (
     CoopHead,
     CrossCoopASPPHead,
@@ -17,6 +18,7 @@ __all__ = [
     'ChannelPoolAttention',
     'ConcatFusion',
     'CoopBackbone',
+    'CoopDataPreProcessor',
     'CoopHead',
     'CoopNeck',
     'CoopTTAModel',

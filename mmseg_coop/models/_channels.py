@@ -11,7 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .backbones.coop_backbone import feature_maps
+from .backbones.coop_backbone import CoopBackbone, feature_maps, stem_channels
+
+
+def image_channels(model: Any) -> int:
+    """Channels of the images that a segmentor takes.
+
+    Args:
+        model: The segmentor.
+
+    Returns:
+        As many as the data preprocessor has means, if these differ by channel, or else as its
+        backbone takes.
+    """
+    mean = getattr(model.data_preprocessor, 'mean', None)
+    if mean is not None and len(mean) > 1:
+        return len(mean)
+    backbone = model.backbone
+    if isinstance(backbone, CoopBackbone):
+        return backbone.image_channels
+    return stem_channels(backbone) or 3
 
 
 class ChannelsUnknown(InputError):
@@ -30,6 +49,8 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
         necks: Necks of the networks that have one, behind which the channels count.
         size: Height and width of the image, since some backbones fit one size only. None: a size
             that the backbone names, or else 224. Defaults to None.
+        inputs: What a network reads of the image, see :class:`CoopBackbone`. Defaults to None: all
+            that the backbones take.
     """
 
     def __init__(
@@ -37,11 +58,13 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
         backbones: Mapping[str, nn.Module],
         necks: Mapping[str, nn.Module],
         size: int | Sequence[int] | None = None,
+        inputs: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.backbones = backbones
         self.necks = dict(necks.items())
         self.size = size
+        self.inputs = inputs or {}
 
     def __missing__(self, network: str) -> tuple[int, ...]:
         backbone = self.backbones[network]
@@ -55,8 +78,8 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
     ) -> tuple[int, ...]:
         size: Any = self.size or getattr(backbone, 'img_size', 224)
         height, width = (size, size) if isinstance(size, int) else tuple(size)[:2]
-        stem = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
-        image = torch.zeros(1, stem.in_channels if stem else 3, height, width)
+        channels = len(self.inputs.get(network, ())) or stem_channels(backbone) or 3
+        image = torch.zeros(1, channels, height, width)
         reason: Exception
         for device in ('meta', 'cpu'):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -11,7 +11,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS  # noqa: F401  # reg
 from mmseg.registry import MODELS
 
 from mmseg_coop.models import CoopBackbone
-from mmseg_coop.models._channels import PyramidChannels
+from mmseg_coop.models._channels import PyramidChannels, image_channels
 from tests.conftest import BACKBONES
 
 
@@ -90,6 +90,53 @@ class TestSegmentor:
     @pytest.fixture(autouse=True)
     def _configs(self, coop_model_cfg):
         self.cfg = coop_model_cfg
+
+    def test_a_network_is_asked_with_the_channels_that_it_reads(self):
+        """Of T2T-ViT, which has no convolution that would tell, and of a stem of one channel."""
+        t2t = dict(
+            type='mmpretrain.T2T_ViT',
+            img_size=64,
+            in_channels=1,
+            embed_dims=16,
+            num_layers=1,
+            t2t_cfg=dict(token_dims=8, use_performer=False),
+            layer_cfgs=dict(num_heads=2, feedforward_channels=16),
+            out_type='featmap',
+        )
+        cfg = self.cfg()
+        cfg['data_preprocessor'].update(mean=[0], std=[1])
+        cfg['backbone']['inputs'] = dict(top=(3,), bottom=(0, 1, 2))
+        cfg['backbone']['networks']['top'] = t2t
+        cfg['decode_head'].update(networks=dict(top=dict(low_level_index=0), bottom={}))
+        model = MODELS.build(cfg)
+        assert model.pyramid_channels['top'] == (16,)
+
+    @pytest.mark.parametrize(
+        ('preprocessor', 'inputs', 'expected'),
+        [
+            (dict(mean=[0] * 3, std=[1] * 3), {}, 3),
+            (dict(type='CoopDataPreProcessor', mean=[0] * 6, std=[1] * 6), dict(top=(4, 4, 4)), 6),
+            (dict(mean=[0], std=[1]), dict(top=(4, 4, 4)), 5),
+            (dict(mean=None, std=None), {}, 3),
+        ],
+    )
+    def test_channels_of_the_image(self, preprocessor, inputs, expected):
+        cfg = self.cfg()
+        cfg['data_preprocessor'].update(preprocessor, bgr_to_rgb=False)
+        cfg['backbone']['inputs'] = dict(inputs, bottom=(0, 1, 2)) if inputs else {}
+        assert image_channels(MODELS.build(cfg)) == expected
+        single = dict(
+            type='EncoderDecoder',
+            backbone=dict(BACKBONES['resnet'], in_channels=2),
+            decode_head=dict(type='FCNHead', in_channels=64, channels=8, num_classes=2),
+        )
+        assert image_channels(MODELS.build(single)) == 2
+
+    def test_channels_that_the_data_preprocessor_does_not_know_are_refused(self):
+        cfg = self.cfg()
+        cfg['backbone']['inputs'] = dict(top=(3, 3, 3))
+        with pytest.raises(ValueError, match='but the image has only 0 to 2'):
+            MODELS.build(cfg)
 
     def test_what_is_left_out_is_what_would_be_written(self):
         """The same parameters in the same order, and the same random numbers."""

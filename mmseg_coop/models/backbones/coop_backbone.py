@@ -10,11 +10,12 @@ from mmengine.model import BaseModule, ModuleDict
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ..cooperation.networks import check_network_names
 
 
 class _Renormalize(nn.Module):
-    """An affine from one normalisation of an image to another, ``(N, 3, H, W)``.
+    """An affine from one normalisation of an image to another, ``(N, C, H, W)``.
 
     With ``x = (image - mean) / std`` it gives ``(image - new_mean) / new_std``.
     """
@@ -49,17 +50,25 @@ class CoopBackbone(BaseModule):
     Pretrained weights want the normalisation they were trained with, but an image is preprocessed
     once. ``normalize`` gives a network its own, as an affine on the preprocessed image.
 
+    Networks may read different channels of the image, colour and depth for example: ``inputs`` says
+    which. A channel given several times, as in ``(3, 3, 3)``, is shown to a backbone whose weights
+    were trained on three.
+
     Args:
         networks: Config of every network's backbone, by name.
+        inputs: Channels of the preprocessed image, from 0 on, that a network reads, by name. Those
+            left out read all. Defaults to None.
         normalize: ``dict(mean=…, std=…)`` for the networks that differ from the data preprocessor,
-            by name; units as there (RGB, 0 to 255). Defaults to None.
+            by name; a value for each channel that the network reads, in the units of the data
+            preprocessor (RGB, 0 to 255). Defaults to None.
         input_normalize: ``dict(mean=…, std=…)`` that was applied to the image. Needed with
             ``normalize``; :class:`CrossCoopEncoderDecoder` fills it in from its data preprocessor.
             Defaults to None.
         init_cfg: Initialisation of the parameters. Defaults to None; the backbones bring their own.
 
     Raises:
-        ValueError: No network, an impossible name, or an incomplete normalisation.
+        ValueError: No network, an impossible name, channels that the image does not have or the
+            backbone does not fit, or an incomplete normalisation.
 
     Example:
         >>> import torch
@@ -78,6 +87,7 @@ class CoopBackbone(BaseModule):
         self,
         *,
         networks: Mapping[str, dict[str, Any]],
+        inputs: Mapping[str, Sequence[int]] | None = None,
         normalize: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
         input_normalize: Mapping[str, Sequence[float]] | None = None,
         init_cfg: dict[str, Any] | None = None,
@@ -87,6 +97,11 @@ class CoopBackbone(BaseModule):
         self.networks = ModuleDict(
             {name: MODELS.build(backbone) for name, backbone in networks.items()}
         )
+        #: Channels of the image that a network reads, of those that do not read all.
+        self.inputs = {name: tuple(channels) for name, channels in (inputs or {}).items()}
+        known = len((input_normalize or {}).get('mean', ()))
+        for name, channels in self.inputs.items():
+            self._check_channels(name, channels, known if known > 1 else None)
         self.renormalize = nn.ModuleDict()
         for name, wanted in (normalize or {}).items():
             if name not in networks:
@@ -109,26 +124,84 @@ class CoopBackbone(BaseModule):
                     raise ValueError(
                         f'std={list(given["std"])} divides; give numbers greater than 0.'
                     )
-            self.renormalize[name] = _Renormalize(input_normalize, wanted)
+            old, channels = dict(input_normalize), self.inputs.get(name, ())
+            if known > 1 and channels:
+                old = {key: [value[index] for index in channels] for key, value in old.items()}
+            if channels and len(wanted['mean']) not in (1, len(channels)):
+                raise ValueError(
+                    f'normalize of network {name!r} has {len(wanted["mean"])} values, but it reads '
+                    f'the channels {channels}; give one value for each, or one for all.'
+                )
+            self.renormalize[name] = _Renormalize(old, wanted)
+
+    def _check_channels(self, name: str, channels: tuple[int, ...], known: int | None) -> None:
+        """Refuse channels of a network, of an image with the number that is known or None."""
+        given = f'inputs of network {name!r} are the channels {channels}'
+        if name not in self.networks:
+            raise ValueError(
+                f'inputs names the unknown network {name!r}; the networks are '
+                f'{list(self.networks)}.'
+            )
+        if not channels or not all(type(channel) is int and channel >= 0 for channel in channels):
+            raise ValueError(f'{given}; give at least one number from 0 on, as in (0, 1, 2).')
+        if known and max(channels) >= known:
+            raise ValueError(f'{given}, but the image has only 0 to {known - 1}.')
+        if len({*channels}) not in (1, len(channels)):
+            raise ValueError(
+                f'{given}, some of them twice; give each once, or the same throughout, as in '
+                '(3, 3, 3).'
+            )
+        taken = stem_channels(self.networks[name])
+        if taken not in (None, len(channels)):
+            raise ValueError(
+                f'{given}, {len(channels)} in number, but its backbone takes {taken}; give it '
+                f'in_channels={len(channels)}, or other channels.'
+            )
+
+    @property
+    def image_channels(self) -> int:
+        """Channels that an image has at least, for every network to read its own."""
+        return max(
+            max(self.inputs[name]) + 1 if name in self.inputs else stem_channels(backbone) or 3
+            for name, backbone in self.networks.items()
+        )
 
     def forward(self, x: Tensor) -> dict[str, tuple[Tensor, ...]]:
         """Extract every network's features.
 
         Args:
-            x: Preprocessed images, ``(N, 3, H, W)``.
+            x: Preprocessed images, ``(N, C, H, W)``.
 
         Returns:
             Feature pyramids by network, each level ``(N, C_i, H_i, W_i)``.
 
         Raises:
             ValueError: A backbone returns something else than maps.
+            InputError: The images lack a channel that a network reads.
         """
         return {
-            name: feature_maps(
-                name, backbone, self.renormalize[name](x) if name in self.renormalize else x
-            )
+            name: feature_maps(name, backbone, self._input_of(name, x))
             for name, backbone in self.networks.items()
         }
+
+    def _input_of(self, name: str, x: Tensor) -> Tensor:
+        """What a network reads of the images."""
+        if name in self.inputs:
+            channels = list(self.inputs[name])
+            if max(channels) >= x.shape[1]:
+                raise InputError(
+                    f'network {name!r} reads the channels {channels} of the images, which have '
+                    f'only {x.shape[1]}; let the pipeline load them all, or change inputs of the '
+                    'backbone.'
+                )
+            x = x[:, channels]
+        return self.renormalize[name](x) if name in self.renormalize else x
+
+
+def stem_channels(backbone: nn.Module) -> int | None:
+    """Channels that a backbone's first convolution takes; None without a convolution."""
+    stem = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    return stem.in_channels if stem else None
 
 
 def feature_maps(name: str, backbone: nn.Module, x: Tensor) -> tuple[Tensor, ...]:

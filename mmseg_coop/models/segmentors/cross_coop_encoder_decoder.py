@@ -106,10 +106,11 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
     def _init_decode_head(self, decode_head: dict[str, Any]) -> None:
         size = getattr(self.data_preprocessor, 'size', None)
         backbones = getattr(self.backbone, 'networks', {})
-        self.pyramid_channels = PyramidChannels(backbones, {}, size)
+        inputs = getattr(self.backbone, 'inputs', {})
+        self.pyramid_channels = PyramidChannels(backbones, {}, size, inputs)
         if self.neck_cfg is not None:
             self.neck = MODELS.build(self._with_channels('neck', self.neck_cfg, CoopNeck))
-            self.pyramid_channels = PyramidChannels(backbones, self.neck.networks, size)
+            self.pyramid_channels = PyramidChannels(backbones, self.neck.networks, size, inputs)
         super()._init_decode_head(self._with_channels('decode_head', decode_head, CoopHead))
 
     @override
@@ -242,7 +243,7 @@ def _with_input_normalize(
     backbone: dict[str, Any], data_preprocessor: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Tell the backbone how the data preprocessor normalises images, the one place that says so."""
-    if not backbone.get('normalize'):
+    if not (backbone.get('normalize') or backbone.get('inputs')):
         return backbone
     known = {key: (data_preprocessor or {}).get(key) for key in ('mean', 'std')}
     if None in known.values():

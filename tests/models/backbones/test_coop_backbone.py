@@ -24,6 +24,14 @@ def timm_backbone(name, out_indices=(1, 4), **arguments):
     )
 
 
+GREY = dict(RESNET, in_channels=1)
+
+
+def reading(**inputs):
+    networks = dict(top=RESNET, bottom=GREY)
+    return dict(networks=networks, inputs=inputs, input_normalize=dict(mean=[0] * 4, std=[1] * 4))
+
+
 def normalized(**normalize):
     return dict(normalize=normalize, input_normalize=dict(mean=[0], std=[1]))
 
@@ -63,6 +71,7 @@ class TestCoopBackbone(ModelSuite):
             normalize=dict(bottom=dict(mean=[0.5] * 3, std=[2.0] * 3)),
             input_normalize=dict(mean=[0.0] * 3, std=[1.0] * 3),
         ),
+        inputs=dict(networks=dict(top=RESNET, bottom=MOBILENET), inputs=dict(bottom=(2, 2, 2))),
     )
     sizes = ((64, 64), (65, 97), (33, 50))
     refusals = (
@@ -76,6 +85,16 @@ class TestCoopBackbone(ModelSuite):
         (normalized(top=dict(mean=[0])), 'a normalisation is dict'),
         (normalized(top=dict(mean=[0, 0], std=[1])), 'one value a channel'),
         (normalized(top=dict(mean=[0.0], std=[0.0])), 'std=.* divides'),
+        (reading(left=(0,)), "unknown network 'left'.*'top'"),
+        (reading(bottom=()), r"network 'bottom' are the channels \(\); give at least one"),
+        (reading(bottom=(-1,)), 'number from 0 on'),
+        (reading(bottom=(4,)), r'\(4,\), but the image has only 0 to 3'),
+        (reading(top=(0, 1, 1)), r'\(0, 1, 1\), some of them twice'),
+        (reading(top=(0, 3)), '2 in number, but its backbone takes 3; give it in_channels=2'),
+        (
+            dict(reading(bottom=(3,)), normalize=dict(bottom=dict(mean=[0] * 3, std=[1] * 3))),
+            r"normalize of network 'bottom' has 3 values, but it reads the channels \(3,\)",
+        ),
     )
 
     def shapes(self, model, size, batch):
@@ -85,6 +104,27 @@ class TestCoopBackbone(ModelSuite):
         top, bottom = ((8, 4), (64, 16)), ((8, 4), (80, 32))
         levels = (*top, *bottom) if len(model.networks) > 1 else top
         return [(batch, channels, *at(stride)) for channels, stride in levels]
+
+
+@torch.no_grad()
+def test_each_network_reads_its_channels_in_its_own_normalisation():
+    model = CoopBackbone(
+        networks=dict(top=RESNET, bottom=GREY),
+        inputs=dict(top=(0, 1, 2), bottom=(3,)),
+        normalize=dict(bottom=dict(mean=[1.0], std=[4.0])),
+        input_normalize=dict(mean=[9.0, 9.0, 9.0, 5.0], std=[7.0, 7.0, 7.0, 2.0]),
+    ).eval()
+    assert model.image_channels == 4
+    image = torch.randn(1, 4, 32, 32)
+    found = model(image)
+    depth = image[:, 3:] * 2 + 5  # as it was before it was normalised
+    for name, own in (('top', image[:, :3]), ('bottom', (depth - 1) / 4)):
+        torch.testing.assert_close(found[name], model.networks[name](own))
+    blind = model(image * torch.tensor([1.0, 1, 1, 0]).view(1, 4, 1, 1))
+    assert torch.equal(blind['top'][-1], found['top'][-1])
+    assert not torch.allclose(blind['bottom'][-1], found['bottom'][-1])
+    with pytest.raises(ValueError, match=r"'bottom' reads the channels \[3\] .* have only 3"):
+        model(image[:, :3])
 
 
 def test_a_backbone_without_maps_is_named():
