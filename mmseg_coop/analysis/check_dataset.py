@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS, TRANSFORMS
@@ -20,7 +21,7 @@ from ..apis import check_data
 from ..config import config_errors, load_config
 from ..datasets.faults.folders import dead_links
 from ..datasets.faults.walk import iter_datasets, iter_transforms, name_of
-from ..datasets.transforms.loading import exif_orientation
+from ..datasets.transforms.reading import exif_orientation
 from ..errors import ConfigError, printable
 from .report import claim, grouped_bars, plt, save
 from .tables import markdown
@@ -178,7 +179,8 @@ def open_sources(cfg: Config, split: str) -> Iterator[Source]:
         load_label['num_classes'] = None  # labels outside of the classes are counted, not refused
         with config_errors(cfg):
             dataset = DATASETS.build({**leaf, 'pipeline': [], 'lazy_init': False})
-            image, label = (TRANSFORMS.build(step) for step in (load_image, load_label))
+            second = [steps[name] for name in steps if name == 'LoadSecondImage']
+            image, label = Compose([load_image, *second]), TRANSFORMS.build(load_label)
             infos = [dataset.get_data_info(index) for index in range(len(dataset))]
             yield Source(dataset, infos, image, label)
 

@@ -2,11 +2,18 @@
 
 from .camvid import CamVidDataset
 from .faults import SkipFaultyDataset, check_loading
-from .transforms import EvalCenterCrop, LoadSegAnnotations, LoadSegImage, RandomGaussianBlur
+from .transforms import (
+    EvalCenterCrop,
+    LoadSecondImage,
+    LoadSegAnnotations,
+    LoadSegImage,
+    RandomGaussianBlur,
+)
 
 __all__ = [
     'CamVidDataset',
     'EvalCenterCrop',
+    'LoadSecondImage',
     'LoadSegAnnotations',
     'LoadSegImage',
     'RandomGaussianBlur',

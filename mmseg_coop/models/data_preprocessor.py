@@ -67,18 +67,27 @@ class CoopDataPreProcessor(SegDataPreProcessor):
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
         inputs = self.cast_data(data['inputs'])
         mean = getattr(self, 'mean', ())
-        for image in inputs:
+        for index, image in enumerate(inputs):
             if len(mean) > 1 and len(image) != len(mean):
+                samples = data.get('data_samples') or [{}] * len(inputs)
                 raise InputError(
-                    f'the data preprocessor has mean and std of {len(mean)} channels, but an image '
-                    f'has {len(image)}; let the pipeline load them all, or give one mean and std a '
-                    'channel.'
+                    f'the data preprocessor has mean and std of {len(mean)} channels, but image '
+                    f'{samples[index].get("img_path")} has {len(image)}; let the pipeline load '
+                    'them all, or give one mean and std a channel.'
                 )
         if self.converts:
-            inputs = [_reverse_colours(image) for image in inputs]
+            inputs = [reverse_colours(image) for image in inputs]
         return super().forward({**data, 'inputs': inputs}, training)
 
 
-def _reverse_colours(image: Tensor) -> Tensor:
-    """The image, ``(C, H, W)``, with its first three channels in reverse order."""
-    return torch.cat([image[:3].flip(0), image[3:]]) if len(image) > 3 else image.flip(0)
+def reverse_colours(image: Tensor) -> Tensor:
+    """Turn BGR into RGB, or RGB into BGR.
+
+    Args:
+        image: Image or images, ``(…, C, H, W)``.
+
+    Returns:
+        The same with the first three channels in reverse order.
+    """
+    colours, rest = image[..., :3, :, :].flip(-3), image[..., 3:, :, :]
+    return torch.cat([colours, rest], -3) if rest.shape[-3] else colours

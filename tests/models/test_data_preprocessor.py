@@ -60,6 +60,8 @@ def test_what_cannot_be_built_is_named(arguments, message):
 
 
 def test_an_image_of_other_channels_is_named():
-    preprocessor = build(mean=[0] * 4, std=[1] * 4)
-    with pytest.raises(ValueError, match='mean and std of 4 channels, but an image has 3'):
-        preprocessor(dict(inputs=[torch.zeros(4, 2, 2), torch.zeros(3, 2, 2)]))
+    preprocessor, samples = build(mean=[0] * 4, std=[1] * 4), labelled(2, (2, 2))
+    samples[1].set_metainfo(dict(img_path='b.png'))
+    data = dict(inputs=[torch.zeros(4, 2, 2), torch.zeros(3, 2, 2)], data_samples=samples)
+    with pytest.raises(ValueError, match=r'mean and std of 4 channels, but image b\.png has 3'):
+        preprocessor(data)

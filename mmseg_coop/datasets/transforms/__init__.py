@@ -3,5 +3,12 @@
 from .blur import RandomGaussianBlur
 from .crop import EvalCenterCrop
 from .loading import LoadSegAnnotations, LoadSegImage
+from .second_image import LoadSecondImage
 
-__all__ = ['EvalCenterCrop', 'LoadSegAnnotations', 'LoadSegImage', 'RandomGaussianBlur']
+__all__ = [
+    'EvalCenterCrop',
+    'LoadSecondImage',
+    'LoadSegAnnotations',
+    'LoadSegImage',
+    'RandomGaussianBlur',
+]

@@ -8,151 +8,25 @@ A broken file or a label outside the classes otherwise surfaces far from its cau
 from __future__ import annotations
 
 import io
-import os.path as osp
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import cv2
-import mmcv
 import numpy as np
-from mmcv.image.io import imread_flags, supported_backends
+from mmcv.image.io import imread_flags
 from mmcv.transforms import LoadImageFromFile
-from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from typing_extensions import override
 
-from ...errors import DataError, first_few
+from ...errors import first_few
+from .reading import Fault, check_backend, decode, naming, read
 
-_JPEG_START, _JPEG_END, _JPEG_SCAN = b'\xff\xd8', b'\xff\xd9', b'\xff\xda'
-_PNG_START, _PNG_END = b'\x89PNG\r\n\x1a\n', b'IEND'
-_PNG_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', _PNG_END)  # those that the image is made of
-_TIFF_STARTS = (b'II*\0', b'MM\0*')
-_ORIENTATION = 0x0112  # EXIF tag; 1, or none, means as stored
 #: How to decode without turning the image as its EXIF tag says.
 _AS_STORED = {
     'color': 'color_ignore_orientation',
     'grayscale': 'grayscale_ignore_orientation',
 }
-
-
-class _Fault(Exception):
-    """What is wrong with a file; :func:`_naming` says which."""
-
-
-@contextmanager
-def _naming(kind: str, path: str) -> Iterator[None]:
-    try:
-        yield
-    except _Fault as fault:
-        raise DataError(f'{kind} {path} {fault}', path=path) from fault.__cause__
-
-
-def _truncated(content: bytes) -> _Fault:
-    return _Fault(
-        f'is truncated: its {len(content)} bytes end before the image does; restore the file'
-    )
-
-
-def _check_png(content: bytes) -> None:
-    """Checks that a PNG file is whole; Pillow does not look at every checksum."""
-    if not content.startswith(_PNG_START):
-        return
-    position = len(_PNG_START)
-    while position + 12 <= len(content):  # a chunk is its length, its name, its data, its checksum
-        end = position + 12 + int.from_bytes(content[position : position + 4], 'big')
-        name = content[position + 4 : position + 8]
-        checksum = int.from_bytes(content[end - 4 : end], 'big')
-        if end > len(content):
-            break
-        if name in _PNG_CHUNKS and zlib.crc32(content[position + 4 : end - 4]) != checksum:
-            raise _Fault(
-                f'is damaged: the checksum of the bytes from {position} to {end} is wrong; restore '
-                'the file'
-            )
-        if name == _PNG_END:
-            return
-        position = end
-    raise _truncated(content)
-
-
-def _check_jpeg(content: bytes) -> None:
-    """Checks that a JPEG file ends as it should: it has no checksums."""
-    if not content.startswith(_JPEG_START) or content.endswith(_JPEG_END):
-        return
-    # Other bytes may follow the end marker, and an embedded thumbnail has an end marker too: walk
-    # over the header's segments, each a marker and a length, and search behind it.
-    position = 2
-    while (
-        content[position : position + 1] == b'\xff'
-        and content[position : position + 2] != _JPEG_SCAN
-    ):
-        position += 2 + int.from_bytes(content[position + 2 : position + 4], 'big')
-    if content.find(_JPEG_END, position) == -1:
-        raise _truncated(content)
-
-
-def _read(path: str, backend_args: dict[str, Any] | None) -> bytes:
-    """Reads a file, and checks that it is whole, as far as its format tells."""
-    if osp.exists(path) and not osp.isfile(path):  # reading a pipe would wait forever
-        raise _Fault('is not a file; put the file there')
-    try:
-        content = fileio.get(path, backend_args=backend_args)
-    except MemoryError:  # no fault of the file
-        raise
-    except Exception as error:
-        raise _Fault(
-            f'cannot be read ({type(error).__name__}: {error}); check data_root, data_prefix, '
-            'ann_file and the suffixes of the dataset'
-        ) from error
-    if not content:
-        raise _Fault('is empty (0 bytes); restore the file')
-    _check_png(content)
-    _check_jpeg(content)
-    return content
-
-
-def _decode(content: bytes, flag: str, backend: str) -> np.ndarray:
-    """Decodes an image to (H, W) or (H, W, C)."""
-    if content.startswith(_TIFF_STARTS) and backend in ('cv2', 'pillow'):
-        orientation = exif_orientation(io.BytesIO(content))
-        if orientation != 1:  # whatever the flag says, these turn it
-            raise _Fault(
-                f'is a TIFF file whose orientation tag is {orientation}, by which {backend} turns '
-                'it; save it as its pixels lie, without the tag'
-            )
-    image, reason, cause = None, '', None
-    try:
-        image = mmcv.imfrombytes(content, flag=flag, backend=backend)
-    except MemoryError:  # no fault of the file
-        raise
-    except Exception as error:
-        # Pillow's own text is about the buffer it reads from.
-        text = '' if isinstance(error, UnidentifiedImageError) else f': {error}'
-        reason, cause = f' ({type(error).__name__}{text})', error
-    if image is None:  # what OpenCV returns instead of raising an error
-        raise _Fault(
-            f'cannot be decoded by {backend}{reason}; restore the file, or choose another '
-            'imdecode_backend if its format needs one'
-        ) from cause
-    return image
-
-
-def exif_orientation(file: str | io.BytesIO) -> int:
-    """EXIF orientation of an image file, 1 to 8; 1, as stored, if it has none or is no image."""
-    try:
-        with Image.open(file) as image:
-            return int(image.getexif().get(_ORIENTATION, 1))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return 1
-
-
-def _check_backend(backend: str) -> None:
-    if backend not in supported_backends:
-        raise ValueError(f'imdecode_backend is {backend!r}; give one of {supported_backends}')
 
 
 @TRANSFORMS.register_module()
@@ -187,7 +61,7 @@ class LoadSegImage(LoadImageFromFile):
     ) -> None:
         if color_type not in imread_flags:
             raise ValueError(f'color_type is {color_type!r}; give one of {list(imread_flags)}')
-        _check_backend(imdecode_backend)
+        check_backend(imdecode_backend)
         super().__init__(
             to_float32=to_float32,
             color_type=color_type,
@@ -200,9 +74,9 @@ class LoadSegImage(LoadImageFromFile):
         flag = self.color_type
         if self.imdecode_backend != 'turbojpeg':  # which never turns, and does not know these flags
             flag = _AS_STORED.get(flag, flag)
-        with _naming('image', results['img_path']):
-            content = _read(results['img_path'], self.backend_args)
-            image = _decode(content, flag, self.imdecode_backend)
+        with naming('image', results['img_path']):
+            content = read(results['img_path'], self.backend_args)
+            image = decode(content, flag, self.imdecode_backend)
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image
@@ -264,7 +138,7 @@ class LoadSegAnnotations(LoadAnnotations):
             )
         if not 0 <= ignore_index <= 255:
             raise ValueError(f'ignore_index is {ignore_index}; give 0 to 255, labels are bytes')
-        _check_backend(imdecode_backend)
+        check_backend(imdecode_backend)
         super().__init__(
             reduce_zero_label=reduce_zero_label,
             imdecode_backend=imdecode_backend,
@@ -275,10 +149,10 @@ class LoadSegAnnotations(LoadAnnotations):
 
     @override
     def _load_seg_map(self, results: dict[str, Any]) -> None:
-        with _naming('label', results['seg_map_path']):
-            content = _read(results['seg_map_path'], self.backend_args)
+        with naming('label', results['seg_map_path']):
+            content = read(results['seg_map_path'], self.backend_args)
             self._check_encoding(content)
-            label = _decode(content, 'unchanged', self.imdecode_backend)
+            label = decode(content, 'unchanged', self.imdecode_backend)
             label = self._as_label_map(label)
             self._check_size(label, results)
             label = self._relabel(label, results)
@@ -311,22 +185,22 @@ class LoadSegAnnotations(LoadAnnotations):
             )
         else:
             return
-        raise _Fault(fault)
+        raise Fault(fault)
 
     def _as_label_map(self, label: np.ndarray) -> np.ndarray:
         """Checks that a decoded image is a label map and returns it as uint8, shape (H, W)."""
         if label.ndim == 3 and label.shape[2] == 1:
             label = label[..., 0]
         if label.ndim != 2:
-            raise _Fault(
+            raise Fault(
                 f'has shape {label.shape}, not (H, W); if its classes are colours, convert it to '
                 'class ids'
             )
         if label.dtype != np.uint8:
             if label.dtype.kind not in 'biu':
-                raise _Fault(f'holds {label.dtype}, not whole numbers; convert it to class ids')
+                raise Fault(f'holds {label.dtype}, not whole numbers; convert it to class ids')
             if label.min() < 0 or label.max() > 255:
-                raise _Fault(
+                raise Fault(
                     f'holds values from {label.min()} to {label.max()} ({label.dtype}); allowed '
                     'are 0 to 255; if these are instance ids, convert them to class ids'
                 )
@@ -347,7 +221,7 @@ class LoadSegAnnotations(LoadAnnotations):
                 'says; if the label was drawn on the image as viewers turn it, save the image so '
                 '(PIL.ImageOps.exif_transpose)'
             )
-        raise _Fault(message)
+        raise Fault(message)
 
     def _relabel(self, label: np.ndarray, results: dict[str, Any]) -> np.ndarray:
         """Applies the dataset's ``reduce_zero_label``, then its ``label_map``, in one look-up."""
@@ -398,7 +272,7 @@ class LoadSegAnnotations(LoadAnnotations):
             return
         values, counts = np.unique(label[outside], return_counts=True)
         found = [f'{v} ({n} pixels)' for v, n in zip(values.tolist(), counts.tolist(), strict=True)]
-        raise _Fault(
+        raise Fault(
             f'holds {first_few(found, 8)} (after reduce_zero_label and label_map); allowed are 0 '
             f'to {self.num_classes - 1} and {self.ignore_index} (ignored). If the ids start at 1, '
             'set reduce_zero_label=True in the dataset; if they are the original ids of the '
