@@ -2,6 +2,8 @@
 
 from .camvid import CamVidDataset
 from .faults import SkipFaultyDataset, check_loading
+from .mfnet import MFNetDataset
+from .nyuv2 import NYUv2Dataset
 from .transforms import (
     EvalCenterCrop,
     LoadSecondImage,
@@ -16,6 +18,8 @@ __all__ = [
     'LoadSecondImage',
     'LoadSegAnnotations',
     'LoadSegImage',
+    'MFNetDataset',
+    'NYUv2Dataset',
     'RandomGaussianBlur',
     'SkipFaultyDataset',
     'check_loading',

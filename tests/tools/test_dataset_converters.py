@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmcv.transforms import Compose
 from mmseg.registry import DATASETS
 from PIL import Image
 from scipy.io import savemat
@@ -111,7 +112,17 @@ def camvid(root, split, **kwargs):
     return build('CamVidDataset', root, f'img_dir/{split}', f'ann_dir/{split}', **kwargs)
 
 
+def rgbd(root, split):
+    list_ = 'test.txt' if split == 'val' else f'{split}.txt'
+    return build('NYUv2Dataset', root, 'RGB', 'Label', list_)
+
+
+def rgbt(root, split):
+    return build('MFNetDataset', root, 'images', 'labels', f'{split}.txt')
+
+
 CLASS = dict(voc=voc, cityscapes=cityscapes, camvid=camvid)
+PAIRS = dict(rgbd=rgbd, rgbt=rgbt)
 
 
 def check_table(out, classes, labels):
@@ -214,7 +225,66 @@ def test_scenes_differ_and_have_contrast(mini):
         assert abs(one - other).mean() > 10
 
 
-@pytest.mark.parametrize('layout', CLASS)
+@pytest.mark.parametrize(
+    ('layout', 'splits', 'shown'),
+    [
+        ('rgbd', ('train', 'val'), {'wall', 'floor', 'picture', 'floor mat', 'box', 'chair'}),
+        ('rgbt', ('train', 'val', 'test'), {'unlabeled', 'car', 'person', 'color_cone'}),
+    ],
+)
+def test_scenes_of_two_images_lie_as_their_dataset_classes_read_them(mini, layout, splits, shown):
+    root, out = mini(layout)
+    datasets = [PAIRS[layout](root, split) for split in splits]
+    assert [len(dataset) for dataset in datasets] == [64, 16, 16][: len(splits)]
+    classes = datasets[0].metainfo['classes']
+    labels = [[item['gt_seg_map'] for item in dataset] for dataset in datasets]
+    for maps in labels:
+        assert {classes[label] for label in np.unique(maps)} == shown
+    if layout == 'rgbd':  # files start at 1, and 255 + 1 is 0
+        check_table(out, ['unlabelled', *classes], [[m + np.uint8(1) for m in x] for x in labels])
+    else:
+        check_table(out, classes, labels)
+    assert 'note:' not in out
+
+
+def contrast(layout, root, name):
+    """How much a class differs from wall, floor and ground in the same rows, by channel."""
+    dataset, found = PAIRS[layout](root, 'train'), []
+    load = dict(type='LoadSegImage', color_type='unchanged')
+    steps = [load, dict(type='LoadSecondImage', folder=('RGB', 'Depth'), dtype='uint16')]
+    for item in dataset:
+        image = Compose(steps[: 1 + (layout == 'rgbd')])(dict(item))['img'].astype(float)
+        label = item['gt_seg_map']
+        for row in np.flatnonzero((label == dataset.metainfo['classes'].index(name)).any(1)):
+            thing = label[row] == dataset.metainfo['classes'].index(name)
+            ground = label[row] < (2 if layout == 'rgbd' else 1)
+            if ground.sum() > 20 and thing.sum() > 5:
+                medians = [np.median(image[row, where], axis=0) for where in (thing, ground)]
+                found.append(np.abs(medians[0] - medians[1]) / (1 + medians[1]))
+    colours, second = np.mean(found, 0)[:3].max(), np.mean(found, 0)[3]
+    return colours, second
+
+
+@pytest.mark.parametrize(
+    ('layout', 'name', 'sees_colour', 'sees_second'),
+    [
+        ('rgbd', 'box', False, True),
+        ('rgbd', 'picture', True, False),
+        ('rgbd', 'floor mat', True, False),
+        ('rgbt', 'person', False, True),
+        ('rgbt', 'color_cone', True, False),
+        ('rgbt', 'car', True, True),
+    ],
+)
+def test_each_image_of_a_scene_shows_what_the_other_does_not(
+    mini, layout, name, sees_colour, sees_second
+):
+    colours, second = contrast(layout, mini(layout)[0], name)
+    assert colours > 0.4 if sees_colour else colours < 0.15
+    assert second > 0.25 if sees_second else second < 0.05
+
+
+@pytest.mark.parametrize('layout', [*CLASS, *PAIRS])
 def test_same_seed_same_bytes(run, tmp_path, layout):
     """In another process as well."""
     words = ('make_mini_dataset', '--layout', layout, '--size', '64x96', '--train', 2, '--val', 1)
@@ -222,11 +292,11 @@ def test_same_seed_same_bytes(run, tmp_path, layout):
     finish(start(*words, '--out', tmp_path / 'again', '--seed', 3))
     run(*words, '--out', tmp_path / 'other', '--seed', 4)
     one, again, other = (content(tmp_path / name) for name in ('one', 'again', 'other'))
-    assert len(one) == {'voc': 12, 'cityscapes': 6, 'camvid': 8}[layout]
+    assert len(one) == {'voc': 12, 'cityscapes': 6, 'camvid': 8, 'rgbd': 11, 'rgbt': 11}[layout]
     assert one == again
     assert one.keys() == other.keys()
     assert all(one[name] != other[name] for name in one if not name.endswith('.txt'))
-    item = CLASS[layout](tmp_path / 'one', 'val')[0]
+    item = {**CLASS, **PAIRS}[layout](tmp_path / 'one', 'val')[0]
     assert item['img'].shape == (64, 96, 3)
 
 

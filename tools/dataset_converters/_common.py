@@ -45,6 +45,17 @@ VOC_CLASSES = (
     *('cow', 'diningtable', 'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa'),
     *('train', 'tvmonitor'),
 )
+NYUV2_CLASSES = (
+    *('wall', 'floor', 'cabinet', 'bed', 'chair', 'sofa', 'table', 'door', 'window', 'bookshelf'),
+    *('picture', 'counter', 'blinds', 'desk', 'shelves', 'curtain', 'dresser', 'pillow', 'mirror'),
+    *('floor mat', 'clothes', 'ceiling', 'books', 'refrigerator', 'television', 'paper', 'towel'),
+    *('shower curtain', 'box', 'whiteboard', 'person', 'night stand', 'toilet', 'sink', 'lamp'),
+    *('bathtub', 'bag', 'other structure', 'other furniture', 'other prop'),
+)
+MFNET_CLASSES = (
+    *('unlabeled', 'car', 'person', 'bike', 'curve', 'car_stop', 'guardrail', 'color_cone'),
+    'bump',
+)
 
 
 def some(names: set[str]) -> str:

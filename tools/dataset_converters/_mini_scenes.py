@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import cv2
 import numpy as np
-from _common import CAMVID_CLASSES, IGNORE, VOC_CLASSES
-
-from mmseg_coop_cli import CoopError
+from _common import IGNORE
 
 Shapes = Sequence[Sequence[float]]
 Look = tuple[str, str, str]  # two colours, and the pattern that mixes them
@@ -154,6 +152,16 @@ class Scene:
         self.image[window][inside] = colours[inside]
         self.label[window][inside] = label
 
+    def put(self, outlines: list[np.ndarray], label: int, look: Look | None) -> None:
+        """Paints a label into polygons, and a look if there is one."""
+        if look is not None:
+            self.paint(outlines, label, look, 0.08)
+        self.label[self.mask(outlines) > 0] = label
+
+    def measure(self) -> np.ndarray | None:
+        """Returns the second image of the scene, (H, W), if it has one."""
+        return None
+
     def shade(self, outlines: Iterable[np.ndarray]) -> None:
         """Darkens polygons, with a soft edge; labels stay."""
         mask = self.mask(outlines).astype(np.float32)
@@ -249,52 +257,3 @@ class Street(Scene):
         for part, shapes in parts.items():
             outlines = [polygon(shape) * (flip, size) + foot for shape in shapes]
             self.paint(outlines, self.labels[part], STREET_LOOKS[part], period)
-
-
-CLASSES = {'voc': VOC_CLASSES, 'cityscapes': tuple(STREET_LOOKS), 'camvid': CAMVID_CLASSES}
-LABELS = {layout: {name: i for i, name in enumerate(names)} for layout, names in CLASSES.items()}
-LABELS['camvid'] |= {part: LABELS['camvid'][name] for part, name in CAMVID_NAMES.items()}
-LAYOUTS = tuple(CLASSES)
-SPLITS = ('train', 'val', 'test')
-# What a scene may be asked to show, and how many of these it gets. They are dealt like cards, and
-# shuffled anew whenever they are used up, so that few scenes show all.
-DECKS: dict[str, tuple[tuple[str, ...], int]] = {
-    'voc': (tuple(VOC_LOOKS), 3),
-    'cityscapes': (tuple(PROPS)[2:], 4),
-    'camvid': (('fence', 'car', 'cyclist', 'person', 'person', 'sign', 'light'), 4),
-}
-STUFF = ('sky', 'building', 'vegetation', 'road', 'sidewalk', 'terrain')  # of every street
-MIN_SHARE = 0.004  # of an image, that everything a scene is asked for has to cover
-
-
-def draw_scene(
-    layout: str, size: tuple[int, int], seed: int, split: str, number: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a scene of a layout; the same seed, split and number give the same scene.
-
-    Returns:
-        RGB image of shape (H, W, 3) and label map of shape (H, W), both uint8.
-
-    Raises:
-        CoopError: If what the scene has to show does not fit into the size (H, W).
-    """
-    labels, key = LABELS[layout], (seed, LAYOUTS.index(layout), SPLITS.index(split))
-    deck, hand = DECKS[layout]
-    first, rounds = number * hand, range((number + 1) * hand // len(deck) + 1)
-    shuffled = [np.random.default_rng([*key, 0, i]).permutation(deck) for i in rounds]
-    wanted = np.concatenate(shuffled)[first : first + hand].tolist()
-    kind: type[Still | Street] = Still
-    parts = wanted
-    if layout != 'voc':
-        kind, parts = Street, [*STUFF, *(part for name in wanted for part in PROPS[name][1])]
-    required = [labels[part] for part in {*parts} & {*labels}]
-    for attempt in range(50):
-        scene = kind(size, np.random.default_rng([*key, 1, number, attempt]))
-        scene.draw(wanted, labels)
-        counts = np.bincount(scene.label.ravel(), minlength=256)
-        if (counts[required] >= MIN_SHARE * scene.label.size).all():
-            return scene.photograph(), scene.label
-    raise CoopError(
-        f'{", ".join(wanted)} do not fit into {size[0]}x{size[1]} pixels; give a larger or less '
-        'elongated --size'
-    )

@@ -1,8 +1,9 @@
-"""Draws a miniature dataset in the folder layout of Pascal VOC 2012, Cityscapes or CamVid.
+"""Draws a miniature dataset in the folder layout of a real one.
 
 It stands in for the real one where that is missing, in tests or in a first run. The scenes take
-some learning, and mmsegmentation's own dataset classes read them. The same seed gives the same
-bytes on the same machine, as long as the versions of numpy, opencv and pillow are the same.
+some learning, and the dataset classes of mmsegmentation and of this project read them. The same
+seed gives the same bytes on the same machine, as long as the versions of numpy, opencv and pillow
+are the same.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ EPILOG = """what is written:
               --train, aug.txt the rest (labels in SegmentationClassAug only), trainaug.txt both
   cityscapes  leftImg8bit/{train,val}/mini, gtFine/{train,val}/mini (labelTrainIds)
   camvid      img_dir/{train,val,test}, ann_dir/{train,val,test}
+  rgbd        as NYUv2: RGB, Depth (millimetres), Label and the lists train.txt and test.txt, the
+              latter of the --val images; boxes show in the depth only, pictures and mats in colour
+  rgbt        as MFNet: images (colour and, as fourth channel, thermal), labels and the lists
+              {train,val,test}.txt; people show in the thermal image only, cones in colour
 """
 
 
@@ -43,6 +48,7 @@ class Sample(NamedTuple):
     number: int
     image: str
     labels: list[str]
+    depth: str | None = None
 
 
 def voc_lists(counts: dict[str, int]) -> dict[str, list[str]]:
@@ -84,6 +90,24 @@ def camvid_samples(counts: dict[str, int]) -> Iterator[Sample]:
             yield Sample(split, number, f'img_dir/{name}.jpg', [f'ann_dir/{name}.png'])
 
 
+def rgbd_samples(counts: dict[str, int]) -> Iterator[Sample]:
+    """Lists NYUv2's files."""
+    for split, count in counts.items():
+        for number in range(count):
+            name = f'{split}_{number:06d}'
+            yield Sample(
+                split, number, f'RGB/{name}.jpg', [f'Label/{name}.png'], f'Depth/{name}.png'
+            )
+
+
+def rgbt_samples(counts: dict[str, int]) -> Iterator[Sample]:
+    """Lists MFNet's files."""
+    for split, count in counts.items():
+        for number in range(count):
+            name = f'{split}_{number:06d}D.png'
+            yield Sample(split, number, f'images/{name}', [f'labels/{name}'])
+
+
 class Layout(NamedTuple):
     """What a dataset's layout is made of."""
 
@@ -91,27 +115,33 @@ class Layout(NamedTuple):
     palette: list[int] | None  # None: its label images are grey
 
 
+WITH_TEST = ('camvid', 'rgbt')
 LAYOUTS = {
     'voc': Layout(voc_samples, voc_palette()),
     'cityscapes': Layout(cityscapes_samples, None),
     'camvid': Layout(camvid_samples, camvid_palette()),
+    'rgbd': Layout(rgbd_samples, None),
+    'rgbt': Layout(rgbt_samples, None),
 }
 
 
 def write_sample(sample: Sample, layout: str, out: Path, size: Size, seed: int) -> Converted:
     """Draws a scene and writes its files."""
-    from _mini_scenes import draw_scene
+    from _mini_layouts import draw_scene
 
-    image, label = draw_scene(layout, size, seed, sample.split, sample.number)
+    image, label, depth = draw_scene(layout, size, seed, sample.split, sample.number)
     save_image(image, out / sample.image, None)
     for path in sample.labels:
         save_image(label, out / path, LAYOUTS[layout].palette)
+    if sample.depth and depth is not None:
+        save_image(depth, out / sample.depth, None)
     return Converted(sample.split, count_pixels(label))
 
 
 def count_strangers(samples: Sequence[Sample], out: Path) -> int:
     """Counts the files beside the written ones, which the dataset classes would read along."""
-    written = {out / path for sample in samples for path in (sample.image, *sample.labels)}
+    paths = [path for s in samples for path in (s.image, s.depth, *s.labels) if path]
+    written = {out / path for path in paths}
     folders = {path.parent for path in written}
     return sum(path not in written for folder in folders for path in folder.iterdir())
 
@@ -125,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for split, default, what in (
         ('train', 64, 'training images; default: 64'),
         ('val', 16, 'validation images; default: 16'),
-        ('test', None, 'test images, camvid only; default: as many as --val'),
+        ('test', None, 'test images, camvid and rgbt only; default: as many as --val'),
     ):
         parser.add_argument(f'--{split}', type=at_least(1), default=default, metavar='N', help=what)
     parser.share('--size', default=(128, 128), help='height x width in pixels; default: 128x128')
@@ -138,15 +168,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         'others stay',
     )
     args = parser.parse_args(argv)
-    if args.test and args.layout != 'camvid':
-        parser.error(f'--test is for --layout camvid; {args.layout} has no labelled test images')
+    if args.test and args.layout not in WITH_TEST:
+        parser.error(
+            f'--test is for --layout {" and ".join(WITH_TEST)}; {args.layout} has no further '
+            'labelled images'
+        )
     if min(args.size) < MIN_SIDE:
         parser.error(
             f'--size {args.size[0]}x{args.size[1]} is too small for the objects; '
             f'give at least {MIN_SIDE}x{MIN_SIDE}'
         )
     counts = {'train': args.train, 'val': args.val}
-    if args.layout == 'camvid':
+    if args.layout in WITH_TEST:
         counts['test'] = args.test or args.val
     write_dataset(args.layout, args.out, counts, args.size, args.seed, args.force)
 
@@ -168,7 +201,7 @@ def write_dataset(
             'the same name in it'
         )
     import cv2
-    from _mini_scenes import CLASSES
+    from _mini_layouts import CLASSES, SHOWN
 
     cv2.setNumThreads(1)  # the images are too small to share
     samples = list(LAYOUTS[layout].samples(counts))
@@ -180,9 +213,16 @@ def write_dataset(
         folder.mkdir(parents=True, exist_ok=True)
         for name, names in voc_lists(counts).items():
             (folder / f'{name}.txt').write_text(''.join(f'{line}\n' for line in names))
+    if layout in ('rgbd', 'rgbt'):
+        for split in counts:
+            names = [Path(sample.image).stem for sample in samples if sample.split == split]
+            # NYUv2 has no list for validation
+            file = out / ('test.txt' if (layout, split) == ('rgbd', 'val') else f'{split}.txt')
+            file.write_text(''.join(f'{name}\n' for name in names))
     print(format_table(written, CLASSES[layout]))
     for split, pixels in written.items():
-        missing = [name for value, name in enumerate(CLASSES[layout]) if not pixels[:, value].any()]
+        absent = [name for value, name in enumerate(CLASSES[layout]) if not pixels[:, value].any()]
+        missing = [name for name in absent if name in SHOWN[layout]]
         if missing:
             print(f'note: {split} is too small to show {", ".join(missing)}')
     if strangers := count_strangers(samples, out):

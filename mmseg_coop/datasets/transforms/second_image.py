@@ -77,7 +77,7 @@ class LoadSecondImage(BaseTransform):
         if dtype not in ('uint8', 'uint16', 'float32'):
             raise ValueError(f"dtype is {dtype!r}; give 'uint8', 'uint16' or 'float32'.")
         check_backend(imdecode_backend)
-        self.folder = tuple(folder)
+        self.folder = tuple(name.strip('/') for name in folder)
         self.suffix = tuple(suffix)
         self.channels = channels
         self.dtype = dtype
@@ -96,18 +96,17 @@ class LoadSecondImage(BaseTransform):
         Raises:
             DataError: The image is in another folder or ends otherwise.
         """
-        *way, name = path.replace('\\', '/').split('/')
-        old, new = (folder.strip('/').split('/') for folder in self.folder)
-        starts = [i for i in range(len(way)) if way[i : i + len(old)] == old]
-        if not starts or not name.endswith(self.suffix[0]):
+        (old, new), (ending, other) = self.folder, self.suffix
+        posix = '/' + path.replace('\\', '/')
+        before, found, name = posix.rpartition(f'/{old}/')
+        if not found or not name.endswith(ending):
             raise DataError(
-                f'image {path} has no second image: it is not named {self.folder[0]}/…'
-                f'{self.suffix[0]}, to find {self.folder[1]}/…{self.suffix[1]} by; put it into '
-                'such a folder, or change folder and suffix of LoadSecondImage',
+                f'image {path} has no second image: it is not named {old}/…{ending}, to find '
+                f'{new}/…{other} by; put it into such a folder, or change folder and suffix of '
+                'LoadSecondImage',
                 path=path,
             )
-        way[starts[-1] : starts[-1] + len(old)] = new
-        return '/'.join([*way, name.removesuffix(self.suffix[0]) + self.suffix[1]])
+        return f'{before}/{new}/{name.removesuffix(ending)}{other}'[1:]
 
     @override
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
