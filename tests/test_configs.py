@@ -17,17 +17,22 @@ from mmseg_coop.apis import build_runner, check_data, optimize_for_inference
 from mmseg_coop.apis.launch import spell_out_topology
 from mmseg_coop.config import forget_pretrained, load_config
 from mmseg_coop.datasets.faults.walk import iter_datasets
+from mmseg_coop.models._channels import image_channels
 from tests.apis.test_folding import randomize
 from tests.conftest import shrink_networks
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
 #: Configs by folder; a config that is lost or not picked up changes the count.
-COUNTS = dict(cross_coop=25, deeplabv3plus=8, dpanet=13)
+COUNTS = dict(cross_coop=29, deeplabv3plus=8, dpanet=13)
 CITYSCAPES = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-99k_cityscapes-768x768.py'
 LAYOUTS = dict(
-    PascalVOCDataset='voc', CityscapesDataset='cityscapes', CamVidDataset='camvid',
-)  # fmt: skip
+    PascalVOCDataset='voc',
+    CityscapesDataset='cityscapes',
+    CamVidDataset='camvid',
+    NYUv2Dataset='rgbd',
+    MFNetDataset='rgbt',
+)
 ROOTS = dict(voc='VOCdevkit/VOC2012')
 SIZE = 65
 
@@ -207,7 +212,7 @@ def test_maps_fit_and_backbones_have_their_rate_and_all_else_the_heads(path, tmp
     forget_pretrained(cfg.model)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
-        model.eval()(torch.empty(1, 3, SIZE, SIZE), mode='tensor')
+        model.eval()(torch.empty(1, image_channels(model), SIZE, SIZE), mode='tensor')
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates, rate, decay = (
@@ -289,7 +294,8 @@ def train_validate_and_test(path, data_root, tmp_path, *, whole=False, full_size
 def assert_optimized_is_exact(model):
     """Folding batch norms and another layout of memory change nothing but the rounding."""
     randomize(model)
-    image, meta = torch.randn(1, 3, SIZE, SIZE), dict(img_shape=(SIZE, SIZE))
+    image = torch.randn(1, image_channels(model), SIZE, SIZE)
+    meta = dict(img_shape=(SIZE, SIZE))
     with torch.no_grad():
         expected = model.encode_decode(image, [meta])
         optimize_for_inference(model)

@@ -24,7 +24,7 @@ def image_channels(model: Any) -> int:
         As many as the data preprocessor has means, if these differ by channel, or else as its
         backbone takes.
     """
-    mean = getattr(model.data_preprocessor, 'mean', None)
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     if mean is not None and len(mean) > 1:
         return len(mean)
     backbone = model.backbone

@@ -40,6 +40,8 @@ FOLDERS = {
 DATASETS = {
     'camvid': 'CamVidDataset',
     'cityscapes': 'CityscapesDataset',
+    'mfnet': 'MFNetDataset',
+    'nyuv2': 'NYUv2Dataset',
     'voc12aug': 'PascalVOCDataset',
 }
 

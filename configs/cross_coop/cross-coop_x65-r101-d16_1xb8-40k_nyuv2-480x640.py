@@ -1,0 +1,18 @@
+# Xception-65 reads the colours, ResNet-101 the depth.
+_base_ = [
+    '../_base_/models/cross-coop_x65-r101-d16.py',
+    '../_base_/datasets/nyuv2_480x640.py',
+    '../_base_/schedules/schedule_40k.py',
+    '../_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(
+        type='CoopDataPreProcessor',
+        mean=[123.675, 116.28, 103.53, 2841.95],
+        std=[58.395, 57.12, 57.375, 1417.26],
+        size=(480, 640),
+    ),
+    # Three times, since the weights were trained on three channels.
+    backbone=dict(inputs=dict(top=(0, 1, 2), bottom=(3, 3, 3))),
+    decode_head=dict(num_classes=40),
+)
