@@ -19,6 +19,7 @@ from ..apis.model import build_model, choose_device
 from ..apis.optimize import optimize_for_inference
 from ..config import load_config
 from ..errors import ConfigError
+from ..models._channels import image_channels
 from .measure import describe, interleaved_seconds, median_ratio, most_expensive, peak_bytes
 from .tables import markdown
 
@@ -49,7 +50,8 @@ class Subject:
         number, height, width = shape
         self.model: Any = build_model(config).to(device)
         self.part = part
-        self.images = torch.rand(number, 3, height, width, device=device)
+        channels = image_channels(self.model)
+        self.images = torch.rand(number, channels, height, width, device=device)
         try:
             module = self.model.get_submodule(part or '')
         except AttributeError as error:
@@ -206,7 +208,7 @@ def benchmark(
                 profiles.append([f'{title}, {name}', f'{share:.1%}', key, shapes])
     settings = [f'{k}={v}' for mode in modes for k, v in options[mode].items() if v]
     print(
-        f'{batch_size} x 3 x {size[0]} x {size[1]}, median of {repeats} rounds'
+        f'{" x ".join(map(str, subjects[first].images.shape))}, median of {repeats} rounds'
         f'{", options: " if settings else ""}{" ".join(dict.fromkeys(settings))}\n'
         f'{describe(place)}\n'
     )

@@ -47,7 +47,7 @@ def browse_dataset(
         cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
 
     Raises:
-        ConfigError: The config is at fault, has no such split or image, or feeds no RGB images.
+        ConfigError: The config is at fault, has no such split or image, or feeds no images.
         DataError: The data cannot be used.
         OSError: A file does not exist or cannot be read, or would be replaced.
     """
@@ -82,7 +82,10 @@ def browse_dataset(
         item = dataset[index]
         inputs, sample = item['inputs'], item['data_samples']
         image = as_image(inputs, preprocessor.get('bgr_to_rgb', False))
-        visualizer.add_datasample(file.stem, image, sample, draw_pred=False, out_file=str(file))
+        further = inputs[3:].numpy()
+        visualizer.add_datasample(
+            file.stem, image, sample, draw_pred=False, out_file=str(file), further=further
+        )
         lines.append(f'{file.name}: {describe(inputs, sample, dataset.metainfo["classes"])}')
         bar.update()
     print(file=sys.stderr)
@@ -91,13 +94,14 @@ def browse_dataset(
 
 
 def as_image(inputs: torch.Tensor, to_rgb: bool) -> np.ndarray[Any, Any]:
-    """Image ``(H, W, 3)``, RGB, uint8, from what the pipeline packed, ``(3, H, W)``, 0 to 255."""
-    if inputs.dim() != 3 or len(inputs) != 3:
+    """Image ``(H, W, 3)``, RGB, uint8, from what the pipeline packed, ``(C, H, W)``, 0 to 255."""
+    if inputs.dim() != 3 or len(inputs) == 2:
         raise ConfigError(
-            f'the pipeline feeds shape {tuple(inputs.shape)}; only images of shape (3, H, W) can '
-            'be drawn.'
+            f'the pipeline feeds shape {tuple(inputs.shape)}; only images of shape (C, H, W) can '
+            'be drawn, the first channel grey or the first three colours.'
         )
-    image = inputs.flip(0) if to_rgb else inputs
+    image = inputs[:3] if len(inputs) > 2 else inputs.expand(3, -1, -1)
+    image = image.flip(0) if to_rgb else image
     return image.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 

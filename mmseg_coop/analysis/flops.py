@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..apis import build_model
 from ..config import image_size, load_config
 from ..models import DeepLabV3PlusHead
+from ..models._channels import image_channels
 from .report import claim
 from .tables import markdown
 
@@ -59,11 +60,13 @@ def get_flops(
     for path in configs:
         cfg = load_config(path, cfg_options=cfg_options)
         height, width = size or image_size(cfg)
-        parts = count(build_model(cfg), (height, width))
+        model = build_model(cfg)
+        parts = count(model, (height, width))
         results[Path(path).stem] = dict(size=(height, width), parts=parts)
         rows = [['part', 'parameters (M)', 'GMAC']]
         rows += [[name, f'{p["params"]:.2f}', f'{p["gmac"]:.2f}'] for name, p in parts.items()]
-        print(f'\n{Path(path).stem}, 1 x 3 x {height} x {width}\n\n{markdown(rows, (1, 2))}')
+        shape = f'1 x {image_channels(model)} x {height} x {width}'
+        print(f'\n{Path(path).stem}, {shape}\n\n{markdown(rows, (1, 2))}')
     if json:
         Path(json).write_text(json_.dumps(results, indent=2) + '\n')
     return results
@@ -106,7 +109,8 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, dict[str, float]
             if name:
                 module.register_forward_pre_hook(lambda *_, name=name: start(name))
                 module.register_forward_hook(lambda *_: stop())
-        model(torch.empty(1, 3, *size, device='meta'), mode='tensor')
+        image = torch.empty(1, image_channels(model), *size, device='meta')
+        model(image, mode='tensor')
         credit()
     # After the run, so that the parts come in the order in which they run.
     for name, parameter in model.named_parameters():

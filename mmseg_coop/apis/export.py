@@ -20,14 +20,19 @@ from torch import Tensor, nn
 
 from ..config import image_size, load_config
 from ..errors import CoopError, InputError
+from ..models import CoopDataPreProcessor
+from ..models._channels import image_channels
+from ..models.data_preprocessor import reverse_colours
 from ..version import __version__
 from .files import refuse_existing
 from .model import choose_outputs, load_model
 
 Size = tuple[int, int]
-#: Takes images (N, 3, H, W), float32 RGB of 0 to 255, and returns the logits in the outputs' order.
+#: Takes images (N, C, H, W), float32, as DeployedModel does; returns logits in the outputs' order.
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 SMALLEST_SIDE = 32
+#: Transforms that load images, which an application does itself.
+LOADING = ('LoadImageFromFile', 'LoadSegImage', 'LoadSecondImage')
 
 
 def export_onnx(
@@ -86,7 +91,7 @@ def export_onnx(
     if dynamic:  # another size, odd and in other proportions
         shapes.append((max(SMALLEST_SIDE, height * 3 // 4) | 1, (width + 18) | 1))
     batch = 2 if dynamic and exporter == 'trace' else 1
-    example = torch.rand(batch, 3, height, width) * 255
+    example = torch.rand(batch, deployed.channels, height, width) * 255
 
     files[0].parent.mkdir(parents=True, exist_ok=True)
     # Written beside the target, checked, then renamed: no half or wrong file is ever left.
@@ -113,7 +118,7 @@ def export_onnx(
         while runs:  # taken out, because a run keeps its file open
             what, run, count, sizes = runs.pop(0)
             for shape in sizes:
-                _check(run, deployed, (count, 3, *shape), tolerance, what)
+                _check(run, deployed, (count, deployed.channels, *shape), tolerance, what)
         del run
         for part, file in zip(parts, files, strict=True):
             os.replace(part, file)
@@ -122,7 +127,10 @@ def export_onnx(
 
 
 class DeployedModel(nn.Module):
-    """A segmentor with its normalisation, from RGB images to the logits of its outputs.
+    """A segmentor with its normalisation, from images to the logits of its outputs.
+
+    An image has RGB of 0 to 255, then the further channels of the pipeline, such as depth, as these
+    are stored.
 
     Args:
         model: The segmentor.
@@ -138,19 +146,25 @@ class DeployedModel(nn.Module):
         self.outputs = list(outputs)
         preprocessor = model.data_preprocessor
         mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
-        self.register_buffer('mean', torch.zeros(3, 1, 1) if mean is None else mean.clone())
-        self.register_buffer('std', torch.ones(3, 1, 1) if std is None else std.clone())
+        #: Channels of the images.
+        self.channels = image_channels(model)
+        ones = torch.ones(self.channels, 1, 1)
+        self.register_buffer('mean', 0 * ones if mean is None else mean * ones)
+        self.register_buffer('std', ones if std is None else std * ones)
         cfg = model.cfg.model.get('data_preprocessor') or {}
+        converts = cfg.get('bgr_to_rgb') or cfg.get('rgb_to_bgr')
         # Files are loaded as BGR: without a conversion that is what the networks have learned on.
-        self.takes_bgr = not (cfg.get('bgr_to_rgb') or cfg.get('rgb_to_bgr'))
+        # That of mmseg leaves images of other than three channels as they are.
+        fits = self.channels == 3 or isinstance(preprocessor, CoopDataPreProcessor)
+        self.takes_bgr = self.channels >= 3 and not (converts and fits)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Compute the logits of every output, ``(N, C, H, W)``.
 
         Args:
-            image: RGB of 0 to 255, ``(N, 3, H, W)``.
+            image: ``(N, C, H, W)``.
         """
-        x = (image.flip(1) if self.takes_bgr else image) - self.mean
+        x = (reverse_colours(image) if self.takes_bgr else image) - self.mean
         return self.logits(x / self.std)
 
     def logits(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -221,8 +235,9 @@ def _metadata(
         ``classes``, ``palette`` (RGB), ``outputs``, ``chosen_output`` (what the config takes for
         the prediction), ``resize`` (``scale``, width and height, and ``keep_ratio`` of the test
         pipeline, or null), ``slide`` (``window`` and ``stride``, height and width, of a sliding
-        window, or null), ``padding`` (RGB that the network sees as zero), ``threshold`` (of a
-        binary model with one channel, or null) and where the model comes from.
+        window, or null), ``padding`` (the pixel that the network sees as zero), ``threshold`` (of a
+        binary model with one channel, or null), ``image`` (the graph's input in words), ``loading``
+        (the transforms of the test pipeline that load images) and where the model comes from.
     """
     resize = next((t for t in cfg.test_pipeline if t['type'] == 'Resize' and 'scale' in t), None)
     slide = None
@@ -230,7 +245,9 @@ def _metadata(
         window = fixed or model.test_cfg.crop_size
         stride = [min(pair) for pair in zip(model.test_cfg.stride, window, strict=True)]
         slide = dict(window=window, stride=stride)
-    mean = deployed.mean.flatten().tolist()
+    mean = (reverse_colours(deployed.mean) if deployed.takes_bgr else deployed.mean).flatten()
+    further = f' and {deployed.channels - 3} further channels' if deployed.channels > 3 else ''
+    colours = 'RGB' if deployed.channels >= 3 else 'grey'
     binary = model.decode_head.out_channels == 1
     return dict(
         classes=model.dataset_meta['classes'],
@@ -239,9 +256,10 @@ def _metadata(
         chosen_output=getattr(model, 'chosen_output', 'prediction'),
         resize=resize and dict(scale=resize.scale, keep_ratio=resize.get('keep_ratio', False)),
         slide=slide,
-        padding=mean[::-1] if deployed.takes_bgr else mean,
+        padding=mean.tolist(),
         threshold=model.decode_head.threshold if binary else None,
-        image='RGB, float32, 0 to 255, (N, 3, H, W)',
+        image=f'{colours}{further}, float32, 0 to 255, (N, {deployed.channels}, H, W)',
+        loading=[step for step in cfg.test_pipeline if step['type'] in LOADING],
         config=Path(cfg.filename).stem,
         mmseg_coop=__version__,
         torch=torch.__version__,
@@ -355,7 +373,7 @@ def _check(
         CoopError: They differ, or the exported model does not run.
     """
     rgb = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    bgr = [torch.from_numpy(image[::-1].copy()) for image in rgb]
+    bgr = [reverse_colours(image) for image in torch.from_numpy(rgb)]
     expected = deployed.logits(deployed.model.data_preprocessor(dict(inputs=bgr))['inputs'])
     where = f'{what}, {" x ".join(map(str, shape))}'
     try:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 from ..engine.hooks.compile_hook import check_compiler, networks
 from ..engine.precision import warn_if_slow
 from ..errors import InputError
+from ..models._channels import image_channels
 from ..models.decode_heads.join_conv import JoinConv2d
 from .folding import fold_batch_norms
 
@@ -100,7 +101,8 @@ def optimize_for_inference(
 def _fuse(model: BaseSegmentor) -> str:
     """Fold batch norms, and make sure that the logits are the same."""
     size = getattr(model.data_preprocessor, 'size', None) or model.test_cfg.get('crop_size', SIDES)
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    channels, generator = image_channels(model), torch.Generator().manual_seed(0)
+    image = torch.randn(1, channels, *size, generator=generator)
     image = image.to(next(model.parameters()))
     metas = [dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), size)]
     total = _count_norms(model)

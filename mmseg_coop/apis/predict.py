@@ -66,8 +66,19 @@ class Predictor:
         self.visualizer = CoopLocalVisualizer(alpha=opacity)
         self.visualizer.dataset_meta = self.model.dataset_meta
 
-    def predict(self, image: Array) -> SegDataSample:
-        """Segment an image, BGR, ``(H, W, 3)``, uint8; returns all that the model knows of it."""
+    def predict(self, image: Array | str) -> SegDataSample:
+        """Segment an image.
+
+        Args:
+            image: Its file, which the config's test pipeline loads, or BGR, ``(H, W, 3)``, uint8.
+
+        Returns:
+            All that the model knows of it.
+
+        Raises:
+            DataError: The pipeline cannot use the file, or finds no second image for it.
+            InputError: The model takes other channels than the image has.
+        """
         sample = inference_model(self.model, image)
         if 'pred_outputs' in sample:
             sample.set_metainfo(dict(output_names=tuple(self.outputs)))
@@ -112,32 +123,36 @@ def predict_images(
 
     Raises:
         OSError: There are no images, or files would be replaced.
-        DataError: Files are no images; all others have been segmented.
+        DataError: Files are no images, or lack their second image; all others have been segmented.
         CoopError: An argument does not fit the model.
     """
     files = find_images(images)
     predictor = Predictor(config, checkpoint, **options)
     folders = ['.', *(predictor.outputs if labels else [])]
     targets = _plan(files, Path(out), folders, force)
-    unreadable = []
+    faults = []
     for file, (drawn, *maps) in track_iter_progress(
         list(zip(files, targets, strict=True)), file=sys.stderr
     ):
         image = mmcv.imfrombytes(file.read_bytes()) if file.stat().st_size else None
         if image is None:
-            unreadable.append(str(file))
+            faults.append(f'{file} is not readable as an image')
             continue
-        sample = predictor.predict(image)
+        try:
+            sample = predictor.predict(str(file))
+        except DataError as fault:
+            faults.append(str(fault))
+            continue
         mmcv.imwrite(predictor.draw(image, sample), str(drawn))
         if labels:
             for target, label_map in zip(maps, predictor.label_maps(sample).values(), strict=True):
                 mmcv.imwrite(label_map, str(target))
     print(
-        f'{len(files) - len(unreadable)} of {len(files)} images segmented, outputs '
+        f'{len(files) - len(faults)} of {len(files)} images segmented, outputs '
         f'{", ".join(predictor.outputs)}; written to {out}'
     )
-    if unreadable:
-        raise DataError(f'not readable as images: {", ".join(unreadable)}')
+    if faults:
+        raise DataError('; '.join(faults))
 
 
 def find_images(text: str) -> list[Path]:
@@ -186,6 +201,8 @@ def predict_video(
     **options: Any,
 ) -> None:
     """Segment the frames of a video, and write or show all outputs.
+
+    A frame has three channels, so this is for models of colour images.
 
     Args:
         video: Video file, or the number of a camera.

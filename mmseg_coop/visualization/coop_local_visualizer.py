@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import mmcv
@@ -23,7 +24,8 @@ class CoopLocalVisualizer(SegLocalVisualizer):
     ``pred_sem_seg``. Ignored pixels (labels outside the classes) stay black.
 
     Its arguments are those of ``SegLocalVisualizer``, and so are those of ``add_datasample``, but
-    that ``with_labels`` adds the legend and ``with_image`` the input.
+    that ``with_labels`` adds the legend, ``with_image`` the input, and ``further``, ``(C, H, W)``,
+    a grey panel for each of its channels, from its lowest value to its highest.
     """
 
     @override
@@ -41,11 +43,15 @@ class CoopLocalVisualizer(SegLocalVisualizer):
         step: int = 0,
         with_labels: bool | None = True,
         with_image: bool | None = True,
+        further: Sequence[np.ndarray[Any, Any]] = (),
     ) -> None:
         maps = label_maps(data_sample, truth=draw_gt, predictions=draw_pred)
         panels = {}
         if with_image or not maps:
             panels['input'] = fit_centre(image, next(iter(maps.values()), image[..., 0]).shape)
+        for index, channel in enumerate(further, 3):
+            grey = np.interp(channel, (channel.min(), channel.max()), (0, 255))
+            panels[f'channel {index}'] = mmcv.gray2rgb(grey.astype(np.uint8))
         for title, label_map in maps.items():
             panels[title] = overlay(
                 image, label_map, self.dataset_meta['palette'], alpha=self.alpha

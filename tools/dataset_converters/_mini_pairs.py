@@ -6,7 +6,7 @@ at night have a thermal image: people are too dark for the camera, cones as cold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -35,32 +35,40 @@ NIGHT_THINGS: dict[str, Thing] = {
 WARMTH = {'car': 0.75, 'person': 0.95}  # of 0 to 1; all else is as warm as the ground
 
 
-class Room(Scene):
+class Pair(Scene):
+    """A scene whose things lie anywhere, so that none tells where another is."""
+
+    def place(
+        self, wanted: Sequence[str], things: dict[str, Thing], top: float
+    ) -> Iterator[tuple[str, float, list[np.ndarray]]]:
+        """Gives things, their feet below `top` in pixels, the highest first, and outlines there."""
+        rng, (height, width) = self.rng, self.size
+        feet = np.sort(rng.uniform(top, 0.97 * height, len(wanted)))
+        for name, foot in zip(wanted, feet, strict=True):
+            size, shapes, _ = things[name]
+            if name == 'picture':
+                foot = rng.uniform(0.15, 0.35) * height
+            scale = 0.1 * size * rng.uniform(0.7, 1.1) * self.unit
+            centre = (rng.uniform(0.1, 0.9) * width, foot)
+            yield name, foot, [polygon(shape) * scale + centre for shape in shapes]
+
+
+class Room(Pair):
     """A wall and a floor, with the distance of every pixel."""
 
     def draw(self, wanted: Sequence[str], labels: dict[str, int]) -> None:
-        """Draws the wanted things, the farthest first."""
+        """Draws the wanted things, what is flat first, then the farthest."""
         rng, (height, width) = self.rng, self.size
-        base, far = rng.uniform(0.45, 0.6) * height, rng.uniform(3, 5)
+        base, far = rng.uniform(0.4, 0.55) * height, rng.uniform(3, 5)
         horizon = base - rng.uniform(0.15, 0.25) * height
         rows = np.maximum(np.arange(height), base)[:, None] - horizon
         #: Metres.
         self.depth = np.repeat(far * (base - horizon) / rows, width, axis=1)
         self.paint([polygon((-1, -1, *self.extent))], labels['wall'], WALL, 0.12)
         self.paint([polygon((-1, base, *self.extent))], labels['floor'], FLOOR, 0.12)
-        feet = np.sort(rng.uniform(base + 0.1 * height, 0.97 * height, len(wanted)))
-        centres = (rng.permutation(len(wanted)) + rng.uniform(0.3, 0.7, len(wanted))) / len(wanted)
-        for name, foot, centre in zip(
-            sorted(wanted, key=FLAT.__contains__, reverse=True), feet, centres, strict=True
-        ):
-            size, shapes, look = ROOM_THINGS[name]
-            if name == 'picture':
-                foot = rng.uniform(0.15, 0.35) * height
-            elif name == 'floor mat':
-                foot = rng.uniform(base + 0.2 * height, 0.85 * height)
-            scale = 0.1 * size * rng.uniform(0.85, 1.15) * self.unit
-            outlines = [polygon(shape) * scale + (centre * width, foot) for shape in shapes]
-            self.put(outlines, labels[name], look)
+        names = sorted(wanted, key=FLAT.__contains__, reverse=True)
+        for name, foot, outlines in self.place(names, ROOM_THINGS, base + 0.12 * height):
+            self.put(outlines, labels[name], ROOM_THINGS[name][2])
             if name not in FLAT:
                 ground = self.depth[min(height - 1, int(foot)), 0]
                 inside = self.mask(outlines) > 0
@@ -73,14 +81,13 @@ class Room(Scene):
         return np.round(1000 * noisy * known).astype(np.uint16)
 
 
-class Night(Scene):
+class Night(Pair):
     """A road in the dark, with the warmth of every pixel."""
 
     def draw(self, wanted: Sequence[str], labels: dict[str, int]) -> None:
         """Draws the wanted things; all else is unlabelled."""
-        rng, (height, width) = self.rng, self.size
-        horizon = rng.uniform(0.3, 0.45) * height
-        ground = rng.uniform(0.25, 0.35)
+        rng, height = self.rng, self.size[0]
+        horizon, ground = rng.uniform(0.3, 0.45) * height, rng.uniform(0.25, 0.35)
         #: From 0 to 1.
         self.warmth = np.full(self.size, ground)
         self.warmth[: int(horizon)] = rng.uniform(0.05, 0.15)
@@ -88,15 +95,9 @@ class Night(Scene):
         self.paint([polygon((-1, -1, *self.extent))], nothing, ('14161e', '20242e', 'clouds'), 0.4)
         road = polygon((-1, horizon, *self.extent))
         self.paint([road], nothing, ('34363c', '3e4046', 'blotches'), 0.1)
-        feet = np.sort(rng.uniform(horizon + 0.25 * height, 0.97 * height, len(wanted)))
-        centres = (rng.permutation(len(wanted)) + rng.uniform(0.3, 0.7, len(wanted))) / len(wanted)
-        for name, foot, centre in zip(wanted, feet, centres, strict=True):
-            size, shapes, look = NIGHT_THINGS[name]
-            scale = 0.1 * size * rng.uniform(0.85, 1.15) * self.unit
-            outlines = [polygon(shape) * scale + (centre * width, foot) for shape in shapes]
-            self.put(outlines, labels[name], look)
-            inside = self.mask(outlines) > 0
-            self.warmth[inside] = WARMTH.get(name, ground)
+        for name, _, outlines in self.place(wanted, NIGHT_THINGS, horizon + 0.25 * height):
+            self.put(outlines, labels[name], NIGHT_THINGS[name][2])
+            self.warmth[self.mask(outlines) > 0] = WARMTH.get(name, ground)
 
     def photograph(self) -> np.ndarray:
         """Returns colours and warmth as bytes, (H, W, 4)."""

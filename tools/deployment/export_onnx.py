@@ -1,6 +1,7 @@
 """Export a trained model as one self-contained ONNX file, checked against PyTorch first.
 
-The graph takes `image`, float32 RGB of 0 to 255, (N, 3, H, W), and normalises it itself. It returns
+The graph takes `image`, float32 RGB of 0 to 255, (N, 3, H, W), followed by what further channels
+the model has, such as depth, as they are stored, and normalises it itself. It returns
 one array of logits an output, (N, classes, H, W), under the output's name: every network's and
 `ensemble`, or `prediction` for a model with a single output. Classes, palette and the resizing of
 the test pipeline lie in the file's metadata; onnx_inference.py needs nothing else.

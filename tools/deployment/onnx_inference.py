@@ -1,7 +1,8 @@
 """Segment images with a model that export_onnx.py has written.
 
-Needs numpy, opencv-python and onnxruntime only, and this file works on its own. Images are resized
-as in the model's test pipeline, or to fit into the graph if its size is fixed; a model that wants a
+Needs numpy, opencv-python and onnxruntime only, and this file works on its own. Images are loaded
+(with their second image, such as depth, where the model takes one) and resized as in the model's
+test pipeline, or to fit into the graph if its size is fixed; a model that wants a
 sliding window gets it. The logits are resized back. For every image it writes one image: the
 input and every output laid over it, with a legend of the classes.
 """
@@ -74,13 +75,15 @@ class Model:
         """Segment an image.
 
         Args:
-            image: BGR, ``(H, W, 3)``, uint8, as OpenCV reads it.
+            image: BGR and further channels of the model, ``(H, W, C)``, as :func:`load` reads it.
 
         Returns:
             Label map of every output, ``(H, W)``, uint8.
         """
         height, width = image.shape[:2]
-        rgb = self._resize(image)[..., ::-1].astype(np.float32)
+        resized = self._resize(image)  # OpenCV drops the axis of a single channel
+        rgb = resized.reshape(*resized.shape[:2], -1).astype(np.float32)
+        rgb[..., :3] = rgb[..., 2::-1].copy()
         scores = self._slide(rgb) if self.info['slide'] else self._run(rgb)
         labels = {}
         for name, of_output in zip(self.outputs, scores, strict=True):
@@ -114,7 +117,7 @@ class Model:
         """Logits of all outputs, ``(H, W, C)`` each, for an image of at most the graph's size."""
         height, width = rgb.shape[:2]
         if self.size is not None:
-            padded = np.empty((*self.size, 3), np.float32)
+            padded = np.empty((*self.size, rgb.shape[2]), np.float32)
             padded[:] = self.info['padding']
             padded[:height, :width] = rgb
             rgb = padded
@@ -161,6 +164,50 @@ def find_images(paths: Sequence[str]) -> Iterator[Path]:
             yield from files
         else:
             raise FileNotFoundError(f'{str(path)!r} does not exist.')
+
+
+def load(path: Path, steps: Sequence[dict[str, Any]]) -> Array:
+    """Load an image as the transforms of a test pipeline do.
+
+    Args:
+        path: The image.
+        steps: ``loading`` of the model's metadata.
+
+    Returns:
+        ``(H, W, C)``: BGR, then the channels of the second image, as they are stored.
+
+    Raises:
+        InputError: A file cannot be read, or the second image does not fit the first.
+    """
+    flags = dict(unchanged=cv2.IMREAD_UNCHANGED, grayscale=cv2.IMREAD_GRAYSCALE)
+    image = read(path, flags.get(steps[0].get('color_type', 'color'), cv2.IMREAD_COLOR))
+    for step in steps[1:]:
+        (old, new), (ending, other) = step['folder'], step.get('suffix', ('.jpg', '.png'))
+        before, folder, name = f'/{path.as_posix()}'.rpartition(f'/{old}/')
+        if not folder or not name.endswith(ending):
+            raise InputError(
+                f'{str(path)!r} is not named {old}/…{ending}, to find {new}/…{other} by.'
+            )
+        second = Path(f'{before}/{new}/{name.removesuffix(ending)}{other}'[1:])
+        further = read(second, cv2.IMREAD_UNCHANGED)
+        if further.shape[:2] != image.shape[:2]:
+            raise InputError(
+                f'{str(second)!r} is of {further.shape[0]}x{further.shape[1]} pixels, but '
+                f'{str(path)!r} of {image.shape[0]}x{image.shape[1]}.'
+            )
+        kind = image.dtype if image.dtype == further.dtype else np.float32
+        image = np.concatenate([image.astype(kind), further.astype(kind)], axis=2)
+    return image
+
+
+def read(path: Path, flag: int) -> Array:
+    """Read an image file, ``(H, W, C)``; an InputError if it is none."""
+    # Not imread: on Windows it takes no name beyond ASCII.
+    content = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(content, flag) if content.size else None
+    if image is None:
+        raise InputError(f'{str(path)!r} is not an image that OpenCV reads.')
+    return image.reshape(*image.shape[:2], -1)
 
 
 def draw(image: Array, labels: dict[str, Array], info: dict[str, Any], opacity: float) -> Array:
@@ -229,15 +276,12 @@ def segment(
                 raise FileExistsError(f'{str(target)!r} exists; choose another --out, or --force.')
     seconds = 0.0
     for file, path in sources.items():
-        # Not imread: on Windows it takes no name beyond ASCII.
-        content = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-        if image is None:
-            raise InputError(f'{str(path)!r} is not an image that OpenCV reads.')
+        image = load(path, network.info['loading'])
         start = time.perf_counter()
         label_maps = network(image)
         seconds += time.perf_counter() - start
-        write(file, draw(image, label_maps, network.info, opacity))
+        colours = read(path, cv2.IMREAD_COLOR)
+        write(file, draw(colours, label_maps, network.info, opacity))
         for name, label_map in label_maps.items() if labels else ():
             write(out / name / file.name, label_map)
     print(
