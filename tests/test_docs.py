@@ -159,6 +159,7 @@ def project(tmp_path_factory, mini_data, trained):
             shutil.copytree(mini_data(size='128x128'), f'data/{name}')
             for path in Path('data', name).rglob('*.png') if classes else ():
                 Image.fromarray(np.array(Image.open(path)) % classes).save(path)
+        shutil.copytree(mini_data('rgbd', size='128x128'), 'data/mini_rgbd')
         shutil.copytree(trained[0], 'work_dirs/mini')
         shutil.copy('work_dirs/mini/iter_4.pth', 'work_dirs/mini/iter_200.pth')
         for page in PAGES:
