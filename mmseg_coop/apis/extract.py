@@ -22,6 +22,7 @@ from ..engine.hooks.checkpoint_hook import write_atomically
 from ..errors import ConfigError, CoopError
 from ..evaluation import CoopIoUMetric
 from ..models import CoopTTAModel, CrossCoopEncoderDecoder
+from ..models._channels import image_channels
 from ..visualization import CoopLocalVisualizer
 from .convert import as_plain, as_pth
 from .files import refuse_existing
@@ -71,8 +72,8 @@ def extract_network(
         The config file and the checkpoint.
 
     Raises:
-        ConfigError: There is no such network, it receives feature maps, or its backbone returns
-            maps in a form that mmseg's heads do not take.
+        ConfigError: There is no such network, it receives feature maps or reads channels of its
+            own, or its backbone returns maps in a form that mmseg's heads do not take.
         CheckpointError: The weights do not fit the model.
         OSError: A file does not exist, or exists without ``force``.
     """
@@ -134,6 +135,11 @@ def _check_network(model: BaseSegmentor, network: str) -> None:
             'it computes something else; it cannot be taken out. Train it with a topology in which '
             'it receives nothing; transfer lets it learn from the others.'
         )
+    if network in model.backbone.inputs:
+        raise ConfigError(
+            f'network {network!r} reads the channels {model.backbone.inputs[network]} of an image, '
+            'where a plain model of mmseg reads all; it cannot be taken out.'
+        )
 
 
 def _model_config(
@@ -165,7 +171,8 @@ def _compare(
 ) -> float:
     """Largest difference between the logits of a network and of the segmentor made of it."""
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    shape = (image_channels(model), *size)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     own, other = (
         each.data_preprocessor(dict(inputs=[image]), training=False)['inputs']
         for each in (model, plain)

@@ -167,3 +167,13 @@ def test_faulty_second_images_are_found_named_and_left_out(work, run, tmp_path):
     (text,) = left.left_out.values()
     assert text.startswith('second image of ')
     assert str(spoilt) in text
+
+
+def test_a_network_of_an_image_of_its_own_is_not_taken_out(work, run, untrained, tmp_path):
+    config, _, _ = work['rgbd']
+    alone = {'model.decode_head.topology': 'none'}
+    checkpoint = untrained(config, tmp_path / 'model.pth', alone)
+    words = ('--network', 'top', '--out', tmp_path, '--cfg-options')
+    words = (*words, *(f'{key}={value}' for key, value in alone.items()))
+    error = run('tools/model_converters/extract.py', config, checkpoint, *words, code=1)
+    assert "network 'top' reads the channels (0, 1, 2) of an image" in error
