@@ -195,7 +195,7 @@ def load(path: Path, steps: Sequence[dict[str, Any]]) -> Array:
                 f'{str(second)!r} is of {further.shape[0]}x{further.shape[1]} pixels, but '
                 f'{str(path)!r} of {image.shape[0]}x{image.shape[1]}.'
             )
-        kind = image.dtype if image.dtype == further.dtype else np.float32
+        kind = np.uint8 if image.dtype == further.dtype == np.uint8 else np.float32
         image = np.concatenate([image.astype(kind), further.astype(kind)], axis=2)
     return image
 

@@ -126,7 +126,7 @@ class LoadSecondImage(BaseTransform):
                 'the transforms that resize or crop.'
             )
         second = self._load(path, image.shape)
-        if second.dtype != image.dtype:
+        if not image.dtype == second.dtype == np.uint8:
             image, second = image.astype(np.float32), second.astype(np.float32)
         results['img'] = np.concatenate([image, second], axis=2)
         return results
