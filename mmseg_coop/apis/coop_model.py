@@ -27,6 +27,8 @@ from ..config import check_config, forget_pretrained
 from ..config.class_check import check_classes
 from ..engine.loader_guards import refuse_code
 from ..errors import CheckpointError, ConfigError, DataError, InputError
+from ..models._channels import image_channels
+from ..models.data_preprocessor import reverse_colours
 from ..visualization.panels import label_maps
 from .model import apply_weights, build_model
 
@@ -181,7 +183,7 @@ class CoopModel(
 
     def _preprocess(self, x: Tensor) -> Tensor:
         preprocessor = self.segmentor.data_preprocessor
-        channels = len(getattr(preprocessor, 'mean', 'RGB'))
+        channels = image_channels(self.segmentor)
         if x.ndim != 4 or x.shape[1] != channels or x.dtype not in IMAGE_TYPES:
             raise InputError(
                 f'x is {x.dtype} of shape {tuple(x.shape)}; give RGB images (N, {channels}, H, W), '
@@ -196,8 +198,7 @@ class CoopModel(
                 )
             x = 255 * x
         # What mmseg's pipelines load, of which the data preprocessor makes what the model takes.
-        bgr = torch.cat([x[:, :3].flip(1), x[:, 3:]], dim=1)
-        return preprocessor(dict(inputs=list(bgr)))['inputs']
+        return preprocessor(dict(inputs=list(reverse_colours(x))))['inputs']
 
     def _check_labels(self, x: Tensor, y: Tensor) -> None:
         expected = (len(x), *x.shape[-2:])
