@@ -98,8 +98,8 @@ def draw_costs(
     figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for label, (gmac, seeds) in points.items():
         mean = statistics.mean(seeds)
-        axis.errorbar(gmac, mean, yerr=spread(seeds), fmt='o', capsize=3)
-        axis.annotate(label, (gmac, mean), xytext=(6, 4), textcoords='offset points')
+        axis.errorbar(gmac, mean, yerr=spread(seeds), fmt='o', capsize=3, label=label)
+    figure.legend(loc='outside right upper', frameon=False)
     axis.set(title=title, xlabel='GMAC an image', ylabel=f'{split} mIoU (%)')
     axis.margins(x=0.25, y=0.15)
     save(figure, out)
