@@ -274,10 +274,10 @@ def train_batch():
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    def make(size=(64, 64), *, num_classes=4, batch_size=2):
+    def make(size=(64, 64), *, num_classes=4, batch_size=2, channels=3):
         inputs, samples = [], []
         for index in range(batch_size):
-            inputs.append(torch.randint(0, 256, (3, *size), dtype=torch.uint8))
+            inputs.append(torch.randint(0, 256, (channels, *size), dtype=torch.uint8))
             label = torch.randint(0, num_classes, (1, *size))
             label[:, :2] = 255
             sample = SegDataSample(

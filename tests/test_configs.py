@@ -287,14 +287,15 @@ def train_validate_and_test(path, data_root, tmp_path, *, whole=False, full_size
     networks = [name for name in outputs if name != 'ensemble']
     for network in networks or ['']:
         assert any(key.startswith(f'decode.{network}') and 'loss' in key for key in logged)
-    assert_optimized_is_exact(runner.model.eval())
+    # Wide networks amplify the rounding by any factor after a step from weights not pretrained.
+    assert_optimized_is_exact(runner.model.eval(), torch.double if whole else torch.float)
     return cfg
 
 
-def assert_optimized_is_exact(model):
+def assert_optimized_is_exact(model, dtype):
     """Folding batch norms and another layout of memory change nothing but the rounding."""
-    randomize(model)
-    image = torch.randn(1, image_channels(model), SIZE, SIZE)
+    randomize(model.to(dtype))
+    image = torch.randn(1, image_channels(model), SIZE, SIZE, dtype=dtype)
     meta = dict(img_shape=(SIZE, SIZE))
     with torch.no_grad():
         expected = model.encode_decode(image, [meta])

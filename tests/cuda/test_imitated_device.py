@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from mmseg_coop.config import forget_pretrained
+from mmseg_coop.models._channels import image_channels
 from tests.cuda.conftest import CONFIGS, MINI
 
 pytestmark = pytest.mark.skipif(
@@ -48,9 +49,9 @@ def imitated():
 @torch.no_grad()
 def test_losses_and_predictions_of_full_crops_are_on_the_device(config, imitated, train_batch):
     model, size = build(config)
-    batch = model.data_preprocessor(train_batch(size, num_classes=2), training=True)
-    losses = model(**batch, mode='loss')
-    samples = model.eval().test_step(train_batch(size, num_classes=2))
+    raw = train_batch(size, num_classes=2, channels=image_channels(model))
+    losses = model(**model.data_preprocessor(raw, training=True), mode='loss')
+    samples = model.eval().test_step(raw)
     assert {value.device.type for value in losses.values()} == {'cuda'}
     assert len(samples) == 2
     for element in (element for sample in samples for element in sample.values()):
