@@ -52,7 +52,7 @@ endif
 .PHONY: demo
 demo: $(STAMP) ## train, test and picture a small model on drawn images (some minutes)
 	@echo 'make: running the demo'
-	@$(PY) demo/mini_demo.py
+	@$(PY) demo/mini_demo.py --force
 
 .PHONY: test
 test: style ## run all checks, the doctests and the suite with its coverage, which has a floor in pyproject.toml

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 #: mIoU that the ensemble has to reach, in percent.
 EXPECTED_MIOU = 60
-#: What a former demo wrote, by name, so that nothing else in the folder is touched.
+#: What it writes into its folder.
 WRITTEN = ('data', 'train', 'test', 'images')
 
 
@@ -47,9 +47,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=Path('demo/output'),
         help='folder for data, checkpoints and images; default: demo/output',
     )
-    out = parser.parse_args(argv).out.resolve()
-    for name in WRITTEN:
-        shutil.rmtree(out / name, ignore_errors=True)
+    parser.share('--force', help='delete what a former demo wrote')
+    args = parser.parse_args(argv)
+    out = args.out.resolve()
+    former = [out / name for name in WRITTEN if (out / name).exists()]
+    if former and not args.force:
+        raise CoopError(
+            f'{", ".join(map(str, former))} would be deleted: name another folder with --out, or '
+            'add --force.'
+        )
+    for folder in former:
+        shutil.rmtree(folder)
 
     data, train, test, images = (out / name for name in WRITTEN)
     config = CONFIG.relative_to(ROOT)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--tta', action='store_true', help='average over the augmentations of tta_pipeline'
     )
-    parser.share('--optimize', '--dtype')
+    parser.share('--force', '--optimize', '--dtype')
     args = parser.parse_args(argv)
     if args.palette and args.out is None:
         parser.error('--palette is about the label maps that --out DIR writes')

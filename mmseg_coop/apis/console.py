@@ -138,7 +138,7 @@ class ConsoleHook(Hook):
                 + ', '.join(devices),
                 weights=runner._load_from,
                 work_dir=runner.work_dir,
-                seed=runner.seed,
+                seed='that of the checkpoint' if runner._resume else runner.seed,
             )
         )
 

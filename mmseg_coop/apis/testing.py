@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -15,6 +16,7 @@ from ..config import config_errors, forget_pretrained, load_config
 from ..datasets.faults.walk import iter_datasets
 from ..errors import ConfigError
 from .console import Console
+from .files import refuse_existing
 from .label_maps import prepare_data
 from .launch import build_runner
 from .model import require_file
@@ -69,6 +71,7 @@ def prepare_test(
     output: str | None = None,
     out: str | None = None,
     palette: bool = False,
+    force: bool = False,
     show_dir: str | None = None,
     show: bool = False,
     wait_time: float = 2,
@@ -88,6 +91,7 @@ def prepare_test(
             the config's and lets ``out`` write every one. Defaults to None: the config's.
         out: Folder for the label maps of whole images, as PNG. Defaults to None: none are written.
         palette: Whether these are palette PNGs in the dataset's colours. Defaults to False.
+        force: Whether they may replace others. Defaults to False.
         show_dir: Folder for images of input, ground truth and outputs side by side. Defaults to
             None.
         show: Whether to show these in a window. Defaults to False.
@@ -105,7 +109,10 @@ def prepare_test(
         ConfigError: The config cannot be meant as it is, or an option does not fit it.
         DataError: The data cannot be used.
         FileNotFoundError: The config, the checkpoint or the data do not exist.
+        FileExistsError: There are label maps in the folder already.
     """
+    if out:
+        refuse_existing(next(Path(out).rglob('*.png'), None), force=force)
     cfg = load_config(config, cfg_options=cfg_options, work_dir=work_dir)
     cfg.launcher = launcher
     require_file(checkpoint)

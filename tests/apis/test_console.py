@@ -73,6 +73,16 @@ def test_a_test_shows_its_head_its_progress_tables_and_files(
     assert len(lines) < 40
 
 
+def test_a_resumed_training_takes_the_seed_of_its_checkpoint(
+    tool, trained, mini_data, run_options, tmp_path
+):
+    checkpoint = trained[0] / 'iter_4.pth'
+    words = ('--work-dir', tmp_path, '--resume', checkpoint, *run_options(mini_data()))
+    lines = tool('tools/train.py', MINI, *words).stdout.splitlines()
+    assert lines[5].split(maxsplit=1) == ['seed', 'that of the checkpoint']
+    assert not [line for line in lines if 'randomness' in line]
+
+
 @pytest.mark.parametrize(
     ('option', 'message'),
     [

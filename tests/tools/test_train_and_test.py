@@ -369,6 +369,16 @@ def test_evaluators_that_write_no_label_maps_or_nothing_else(
     check_maps(tmp_path / 'only', expected['ensemble'])
 
 
+def test_label_maps_are_not_replaced_without_force(call, data, tmp_path):
+    (tmp_path / 'maps').mkdir()
+    (tmp_path / 'maps/mine.png').write_text('mine')
+    words = (MINI, data, '--out', tmp_path / 'maps')
+    assert 'mine.png' in call(*words, code=1).splitlines()[-1]
+    assert [file.name for file in (tmp_path / 'maps').iterdir()] == ['mine.png']
+    call(*words, '--force')
+    assert len(list((tmp_path / 'maps').iterdir())) > 1
+
+
 def test_palette_needs_out(call, data):
     message = call(MINI, data, '--palette', code=2)
     assert '--palette is about the label maps that --out DIR writes' in message

@@ -223,6 +223,8 @@ def changes_of_config(
 ) -> list[str]:
     """List what differs between two configs in what decides the course of a training.
 
+    The seed is left out: a resumed run takes that of its checkpoint.
+
     Args:
         old: One config.
         new: The other.
@@ -235,8 +237,12 @@ def changes_of_config(
         *('model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'),
         *('custom_hooks', 'randomness', *further),
     )
-    flat = [dict(_flatten({key: cfg.get(key) for key in keys})) for cfg in (old, new)]
-    gone = '(nothing)'
+    flat, gone = [], '(nothing)'
+    for cfg in (old, new):
+        parts = {key: cfg.get(key) for key in keys}
+        randomness = parts['randomness'] or {}
+        parts['randomness'] = {key: randomness[key] for key in randomness if key != 'seed'}
+        flat.append(dict(_flatten(parts)))
     return [
         f'{key}: {flat[0].get(key, gone)!r} then, {flat[1].get(key, gone)!r} now'
         for key in sorted(set(flat[0]) | set(flat[1]))

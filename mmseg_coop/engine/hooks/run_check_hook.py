@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from mmseg.evaluation import IoUMetric
 from mmseg.models import SegDataPreProcessor
 
-from ...errors import ConfigError
+from ...errors import CheckpointError, ConfigError, first_few, printable
 from ...evaluation import CoopIoUMetric
 from ...models.segmentors import CrossCoopEncoderDecoder
 
@@ -60,6 +61,19 @@ class RunCheckHook(Hook):
                 model.check_channels()
             _check_schedules(runner, runner._train_loop)
             _check_custom_keys(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compare a checkpoint's weights with the model, before it takes over those that fit.
+
+        Args:
+            runner: The runner.
+            checkpoint: What was loaded.
+
+        Raises:
+            CheckpointError: None fit, or a test lacks some.
+        """
+        weights = checkpoint.get('state_dict', checkpoint)
+        _check_weights(runner, {re.sub(r'^module\.', '', name): weights[name] for name in weights})
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Look at the sizes of a batch.
@@ -106,6 +120,38 @@ def _check_numbers(runner: Runner) -> None:
                     f'optim_wrapper.optimizer and optim_wrapper.paramwise_cfg give a {name} of '
                     f'{group[name]}; give numbers from 0 on.'
                 )
+
+
+def _check_weights(runner: Runner, weights: Mapping[str, Any]) -> None:
+    model = runner.model
+    while hasattr(model, 'module'):  # what spreads it over processes, or averages augmentations
+        model = model.module
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    held = {name: getattr(value, 'shape', None) for name, value in weights.items()}
+    lacking = [
+        name
+        for name, shape in wanted.items()
+        if held.get(name) != shape and not name.endswith('num_batches_tracked')
+    ]
+    said = printable(
+        f'{runner._load_from} does not fit {type(model).__name__}: of {len(wanted)} tensors '
+        f'{len(lacking)} are missing or of another shape ({first_few(lacking)})'
+    )
+    unused = sorted({*held} - {*wanted})
+    if lacking and (runner._train_loop is None or not any(name in wanted for name in held)):
+        raise CheckpointError(
+            f'{said}; use the config it was trained with, or give weights of a backbone alone to '
+            "its init_cfg=dict(type='Pretrained', …)."
+        )
+    if lacking:
+        runner.logger.warning(f'{said}; they start as they were initialised.')
+    if unused:
+        runner.logger.warning(
+            printable(
+                f'{runner._load_from} also holds what {type(model).__name__} does not have, which '
+                f'is left out: {first_few(unused)}.'
+            )
+        )
 
 
 def _check_sizes(model: Any, batch: Any, split: str) -> None:

@@ -248,6 +248,7 @@ OLD = Config(
         train_dataloader=dict(batch_size=8),
         param_scheduler=[dict(type='PolyLR', end=200)],
         work_dir='a',
+        randomness=dict(seed=1),
     )
 )
 NEW = Config(
@@ -256,6 +257,7 @@ NEW = Config(
         train_dataloader=dict(batch_size=4),
         param_scheduler=[dict(type='PolyLR', end=100)],
         work_dir='b',
+        randomness=None,
     )
 )
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
-from mmseg.registry import METRICS
+from mmseg.registry import METRICS, MODELS
 
 from mmseg_coop.apis import build_runner
 from mmseg_coop.config import config_errors
-from mmseg_coop.errors import ConfigError
+from mmseg_coop.errors import CheckpointError, ConfigError
 
 ENDLESS, FINITE = (dict(type=f'{name}Sampler', shuffle=False) for name in ('Infinite', 'Default'))
 EPOCHS = dict(type='EpochBasedTrainLoop', max_epochs=1)
@@ -251,3 +252,46 @@ def test_images_of_several_sizes_are_refused_by_a_model_that_takes_one(cfg):
     cfg.val_dataloader.batch_size = 1
     cfg.experiment_name += '_1'
     build_runner(cfg).val()
+
+
+@pytest.fixture
+def weights(cfg):
+    """Weights that fit the model of the config."""
+    return MODELS.build(cfg.model).state_dict()
+
+
+def load(cfg, weights, tmp_path, *, wrapped=True):
+    cfg.load_from = str(tmp_path / 'weights.pth')
+    torch.save(dict(state_dict=weights, meta={}) if wrapped else weights, cfg.load_from)
+
+
+@pytest.mark.parametrize('wrapped', [True, False])
+def test_weights_that_fit_are_taken_without_a_word(cfg, weights, tmp_path, wrapped):
+    weights = {f'module.{name}': value for name, value in weights.items()}
+    load(cfg, weights, tmp_path, wrapped=wrapped)
+    assert not warned(cfg, 'weights.pth')
+
+
+def test_weights_that_fit_in_part_are_counted_and_named(cfg, weights, tmp_path):
+    count, name = len(weights), 'decode_head.networks.top.conv_seg.weight'
+    weights[name] = weights[name][:1]
+    del weights['decode_head.networks.top.conv_seg.bias']
+    weights['head.fc.weight'] = torch.ones(1)
+    load(cfg, weights, tmp_path)
+    lacking, unused = warned(cfg, 'weights.pth')
+    assert (
+        f'of {count} tensors 2 are missing or of another shape ({name}, '
+        'decode_head.networks.top.conv_seg.bias); they start as they were initialised.' in lacking
+    )
+    assert 'CrossCoopEncoderDecoder does not have, which is left out: head.fc.weight.' in unused
+    # What is tested has to have been trained.
+    for key in ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler'):
+        cfg.pop(key)
+    with pytest.raises(CheckpointError, match=r'2 are missing or of another shape .* use the conf'):
+        build_runner(cfg).test()
+
+
+def test_weights_of_another_model_do_not_start_a_training(cfg, tmp_path):
+    load(cfg, dict(weight=torch.ones(3)), tmp_path)
+    with pytest.raises(CheckpointError, match=r"does not fit .* init_cfg=dict\(type='Pretrained'"):
+        train(cfg)
