@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import difflib
+import importlib.metadata
 import importlib.util
 import io
 import os
@@ -21,7 +23,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_is_program = False  # as against functions that somebody calls
 #: What users call some tools; all are also called by their file's name.
 SHORT_NAMES = dict(
     predict='image-demo', check='check-dataset', export='export-onnx', study='run-study'
@@ -180,14 +181,11 @@ class Parser(argparse.ArgumentParser):
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Import parts of the stack; in a program of ours, without their words on what is not there.
+    """Import parts of the stack, without their words on what is not there.
 
     mmseg and mmpretrain print that OneDL's server is not installed, and mmcv warns that its ops are
-    not: nothing that the user of a tool has to know.
+    not: nothing that anybody has to know.
     """
-    if not _is_program:
-        yield
-        return
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
         warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
         yield
@@ -203,8 +201,6 @@ def program(main: Callable[[], None]) -> None:
     Args:
         main: The tool.
     """
-    global _is_program
-    _is_program = True
     try:
         try:
             main()
@@ -231,7 +227,7 @@ def find_mim() -> Path:
 def find_tools() -> dict[str, Path]:
     """Find the installed tools by the names that users call them."""
     globs = ('tools/*.py', 'tools/*/*.py', 'demo/*.py')
-    files = sorted(file for glob in globs for file in find_mim().glob(glob))
+    files = [file for glob in globs for file in sorted(find_mim().glob(glob))]
     tools = {file.stem.replace('_', '-'): file for file in files if file.stem[0] != '_'}
     return {**{short: tools[name] for short, name in SHORT_NAMES.items()}, **tools}
 
@@ -277,7 +273,7 @@ def run_tool(name: str, *words: str) -> None:
     """Run the tool that the first word of the command line names.
 
     Args:
-        name: Its name, ``--help`` or ``--complete``.
+        name: Its name, ``--help``, ``--version`` or ``--complete``.
         *words: The other words.
     """
     tools = find_tools()
@@ -286,10 +282,16 @@ def run_tool(name: str, *words: str) -> None:
     elif name in ('-h', '--help'):
         print('usage: mmseg-coop TOOL …, where mmseg-coop TOOL --help says what it takes\n')
         for tool, file in tools.items():
+            if tool in SHORT_NAMES.values():
+                continue
             doc = ast.get_docstring(ast.parse(file.read_text('utf-8'))) or ''
             print(f'  {tool:26}{doc.splitlines()[0]}')
+    elif name == '--version':
+        print(f'mmseg-coop {importlib.metadata.version("mmseg-coop")}')
     elif name not in tools:
-        print(f'mmseg-coop: {name!r} is no tool; choose from {", ".join(tools)}', file=sys.stderr)
+        similar = difflib.get_close_matches(name, tools)
+        hint = f'did you mean {" or ".join(similar)}?' if similar else 'see mmseg-coop --help'
+        print(f'mmseg-coop: {name!r} is no tool; {hint}', file=sys.stderr)
         sys.exit(2)
     else:
         sys.argv[0] = f'mmseg-coop {name}'  # what usage calls it

@@ -49,7 +49,8 @@ class CoopModel(
     Images are RGB: uint8 of 0 to 255 or floating point of 0 to 1, as torchvision gives them. The
     model normalises them as its config says, each network's weights as they need it, so there is
     no mean and std to get wrong outside; images that have been normalised already are refused.
-    Further channels follow the three. Image and label may have any size that the backbones take.
+    Further channels, such as depth, follow the three in the units of the config's data
+    preprocessor, as floating point. Image and label may have any size that the backbones take.
 
     The outputs are those of the segmentor: every network and ``ensemble``, of several networks the
     sum of their logits; a segmentor of mmseg with a single output calls it ``prediction``.
@@ -100,7 +101,8 @@ class CoopModel(
         """Compute the logits of every output.
 
         Args:
-            x: RGB images ``(N, 3, H, W)``: uint8, 0 to 255, or floating point, 0 to 1.
+            x: RGB images ``(N, 3, H, W)``: uint8, 0 to 255, or floating point, 0 to 1. Of a model
+                with further channels ``(N, C, H, W)``.
 
         Returns:
             Logits ``(N, num_classes, H, W)`` by output. They carry gradients, but only the
@@ -147,6 +149,7 @@ class CoopModel(
         Args:
             images: The path of an image, a ``PIL.Image``, or an array ``(H, W, 3)`` as OpenCV and
                 the other tools of the project have it: BGR, uint8. Or a list of them, of any sizes.
+                A model with further channels takes arrays ``(H, W, C)``, with colours of 0 to 255.
 
         Returns:
             Label maps ``(H, W)`` of the image's own size by output; of a list, a list of that.
@@ -158,7 +161,7 @@ class CoopModel(
         """
         if isinstance(images, (list, tuple)):
             return [self.predict(image) for image in images]
-        image = _read(images)
+        image = _read(images, image_channels(self.segmentor))
         size = image.shape[:2]
         sample = SegDataSample(metainfo=dict(ori_shape=size, img_shape=size, pad_shape=size))
         data = dict(
@@ -190,13 +193,14 @@ class CoopModel(
                 'uint8 of 0 to 255 or floating point of 0 to 1.'
             )
         if x.is_floating_point():
-            low, high = (float(value) for value in x.aminmax())
+            colours, further = x[:, :3], x[:, 3:]
+            low, high = (float(value) for value in colours.aminmax())
             if not -SLACK <= low <= high <= 1 + SLACK:
                 raise InputError(
                     f'x lies in {low:.3g} to {high:.3g}; give floating point images of 0 to 1 '
                     '(the model normalises them), or uint8 of 0 to 255.'
                 )
-            x = 255 * x
+            x = torch.cat([255 * colours, further], dim=1)
         # What mmseg's pipelines load, of which the data preprocessor makes what the model takes.
         return preprocessor(dict(inputs=list(reverse_colours(x))))['inputs']
 
@@ -276,8 +280,16 @@ class CoopModel(
         return model.to(map_location).eval()
 
 
-def _read(image: Any) -> np.ndarray[Any, Any]:
-    """Make of an image what mmseg's pipelines load: BGR, ``(H, W, 3)``, uint8."""
+def _read(image: Any, channels: int) -> np.ndarray[Any, Any]:
+    """Make of an image what mmseg's pipelines load: BGR and further channels, ``(H, W, C)``."""
+    if channels > 3:
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != channels:
+            shape = tuple(getattr(image, 'shape', ()))
+            raise InputError(
+                f'cannot predict {type(image).__name__} {shape or ""}; the model takes an array '
+                f'(H, W, {channels}), BGR of 0 to 255 and then the further channels.'
+            )
+        return image.astype(np.float32)
     if isinstance(image, (str, Path)):
         array = mmcv.imread(str(image))
         if array is None:

@@ -73,11 +73,18 @@ def create_model(
         ('top', 'bottom', 'ensemble')
     """
     if (name is None) == (not networks):
+        hint = ''.join(_hint(_similar_argument(given)) for given in networks)
         raise ConfigError(
             "create_model takes either the name of a config or networks, such as top='resnet101', "
-            f'but got {name!r} and {", ".join(networks) or "no network"}.'
+            f'but got {name!r} and {", ".join(networks) or "no network"}.{hint}'
         )
-    cfg = Config(dict(model=load_config(name).model if name else _model_of(networks)))
+    try:
+        cfg = Config(dict(model=load_config(name).model if name else _model_of(networks)))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{error} list_models() lists them; networks have names of your choice, as in '
+            "net='timm/resnet50'."
+        ) from None
     if topology is not None:
         head = {**(head or {}), 'topology': topology}
     if head:
@@ -152,14 +159,22 @@ def _backbone(name: str, network: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if prefix == 'timm' and timm.is_model(kind):
         return _of_timm(kind)
     known = [*NETWORKS, *(f'timm/{kind}' for kind in timm.list_models())]
-    similar = difflib.get_close_matches(name, inspect.signature(create_model).parameters, n=1)
+    similar = _similar_argument(name)
     for text in (str(network), f'timm/{network}'):
         similar = similar or difflib.get_close_matches(text, known)
-    hint = f' Did you mean {", ".join(similar)}?' if similar else ''
     raise ConfigError(
         f'the network {name}={network!r} is unknown; give {", ".join(NETWORKS)}, timm/NAME '
-        f'(timm.list_models() lists them) or the config of a backbone.{hint}'
+        f'(timm.list_models() lists them) or the config of a backbone.{_hint(similar)}'
     )
+
+
+def _similar_argument(name: str) -> list[str]:
+    """The argument that the name of a network may have been meant for."""
+    return difflib.get_close_matches(name, inspect.signature(create_model).parameters, n=1)
+
+
+def _hint(similar: Sequence[str]) -> str:
+    return f' Did you mean {", ".join(similar)}?' if similar else ''
 
 
 def _of_timm(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -84,6 +84,28 @@ def test_predict_takes_what_forward_does_in_other_clothes(pair, tmp_path):
     assert len(np.unique(expected['ensemble'])) > 1
 
 
+def test_channels_behind_the_colours_keep_their_units():
+    """Colours of 0 to 1 or 255, and millimetres."""
+    model = create_model('cross-coop_r18-mnv2-d16-mini_1xb8-200_nyuv2-128x128').eval()
+    colours, depth = torch.randint(0, 256, (1, 3, 64, 64)), torch.randint(500, 9999, (1, 1, 64, 64))
+    x = torch.cat([colours / 255, depth], dim=1)
+    seen = []
+    model.segmentor.backbone.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+    logits = model(x)
+    mean, std = (
+        torch.tensor(model.config['data_preprocessor'][key]).view(-1, 1, 1)
+        for key in ('mean', 'std')
+    )
+    torch.testing.assert_close(seen[0], (torch.cat([colours, depth], 1) - mean) / std)
+    array = torch.cat([colours.flip(1), depth], dim=1)[0].permute(1, 2, 0).numpy()
+    maps = model.predict(array.astype(np.uint16))
+    torch.testing.assert_close(seen[1], seen[0])
+    assert {name: each.shape for name, each in maps.items()} == dict.fromkeys(logits, (64, 64))
+    for image in ('a.png', array[..., :3]):
+        with pytest.raises(InputError, match=r'the model takes an array \(H, W, 4\)'):
+            model.predict(image)
+
+
 def test_a_list_of_images_of_several_sizes_is_predicted_one_by_one(pair):
     images = scenes((40, 64), (64, 64), (33, 47))
     for image, maps in zip(images, pair.predict(images), strict=True):

@@ -152,6 +152,8 @@ MANY = 'cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513'
         ([], dict(top=BACKBONES['resnet'], topology='crss'), ConfigError, "topology='crss'"),
         ([], dict(top=dict(type=torch.nn.Conv2d)), ConfigError, 'has to be data'),
         ([MINI.stem], dict(top='resnet101'), ConfigError, 'either the name'),
+        ([MINI.stem], dict(num_clases=3), ConfigError, 'Did you mean num_classes'),
+        (['resnet50'], {}, FileNotFoundError, "not exist.* as in net='timm/resnet50'"),
         ([], {}, ConfigError, 'got None and no network'),
     ],
 )
