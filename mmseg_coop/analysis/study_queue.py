@@ -144,7 +144,12 @@ class Queue:
         # A GPU is fed by workers; on the CPU they would take time from those that train.
         on_gpu = device != 'cpu' and torch.cuda.is_available()
         self.workers = max(1, cores - 1) if on_gpu else 0
-        self.env = {**os.environ, 'OMP_NUM_THREADS': '1' if on_gpu else str(cores)}
+        self.env = {
+            # Threads that wait by spinning take the time of whatever else the machine does.
+            'OMP_WAIT_POLICY': 'PASSIVE',
+            **os.environ,
+            'OMP_NUM_THREADS': '1' if on_gpu else str(cores),
+        }
         if device == 'cpu':
             self.env['CUDA_VISIBLE_DEVICES'] = ''
 

@@ -335,6 +335,7 @@ def test_runs_share_the_cores(jobs, device, cuda, threads, workers, task, monkey
     Queue([task], ROOT, jobs, device, test=False).attend(task)
     ((command, env, _),) = started
     assert env['OMP_NUM_THREADS'] == str(threads)
+    assert env['OMP_WAIT_POLICY'] == os.environ.get('OMP_WAIT_POLICY', 'PASSIVE')
     assert env.get('CUDA_VISIBLE_DEVICES') == (
         '' if device else os.environ.get('CUDA_VISIBLE_DEVICES')
     )
