@@ -20,10 +20,9 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
-from ..apis.model import choose_device
 from ..errors import ConfigError
 from ..models.attentions import ChannelPoolAttention, SpatialPoolAttention
-from .measure import describe, interleaved_seconds, median_ratio, peak_bytes
+from .measure import describe, interleaved_seconds, median_ratio, peak_bytes, prepare
 from .tables import markdown
 
 
@@ -203,10 +202,7 @@ def measure_attentions(
     for name in only or ():
         if name not in ATTENTIONS:
             raise ConfigError(f'--only names {name!r}; choose among {", ".join(ATTENTIONS)}')
-    place = choose_device(device)
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    place = prepare(device, threads)
     limit = free_bytes(place) if memory is None else memory * 2**30
     for size in sizes:
         _measure(

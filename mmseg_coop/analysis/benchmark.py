@@ -15,12 +15,20 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from ..apis.model import build_model, choose_device
+from ..apis.model import build_model
 from ..apis.optimize import optimize_for_inference
 from ..config import load_config
+from ..engine.precision import half_precision
 from ..errors import ConfigError
 from ..models._channels import image_channels
-from .measure import describe, interleaved_seconds, median_ratio, most_expensive, peak_bytes
+from .measure import (
+    describe,
+    interleaved_seconds,
+    median_ratio,
+    most_expensive,
+    peak_bytes,
+    prepare,
+)
 from .tables import markdown
 
 MODES = ('forward', 'train')
@@ -94,8 +102,7 @@ class Subject:
             model = copy.deepcopy(model).to(memory_format=torch.channels_last)
             images = images.contiguous(memory_format=torch.channels_last)
         kind = images.device.type
-        if amp == 'auto':
-            amp = 'float16' if kind == 'cuda' else 'bfloat16'
+        amp = half_precision(kind) if amp == 'auto' else amp
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
         module = model.get_submodule(self.part or '')
         run = torch.compile(module) if compile else module
@@ -162,10 +169,7 @@ def benchmark(
         CoopError: A config is at fault, a model cannot be run at the size, there is no such device.
         OSError: A config does not exist.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    place = choose_device(device)
+    place = prepare(device, threads)
     options: dict[str, dict[str, Any]] = dict(
         forward=dict(
             fuse=optimize, channels_last=optimize or channels_last, dtype=dtype, compile=compile
@@ -173,16 +177,12 @@ def benchmark(
         train=dict(amp=amp, channels_last=channels_last, compile=compile),
     )
     chosen = any(value for mode in modes for value in options[mode].values())
-    paths = [config, *([config] if chosen else []), *vs]
     subjects: dict[str, Subject] = {}
-    for index, path in enumerate(paths):
-        name = f'{index}: {Path(path).stem}' + (' with options' if chosen and not index else '')
-        same = list(subjects.values())[:1] if chosen and index == 1 else []
-        subjects[name] = (
-            same[0]
-            if same
-            else Subject(load_config(path), (batch_size, *size), device=place, part=part)
-        )
+    for path in (config, *vs):
+        subject = Subject(load_config(path), (batch_size, *size), device=place, part=part)
+        if chosen and not subjects:
+            subjects[f'0: {Path(path).stem} with options'] = subject
+        subjects[f'{len(subjects)}: {Path(path).stem}'] = subject
     first, *others = subjects
     rows = [['model', 'parameters (M)']]
     rows += [[name, f'{subject.num_parameters / 1e6:.2f}'] for name, subject in subjects.items()]

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from ..apis.model import choose_device
 from ..config import load_config
 from ..errors import ConfigError
 from .benchmark import MODES, Subject
-from .measure import describe, interleaved_seconds, peak_bytes
+from .measure import describe, interleaved_seconds, peak_bytes, prepare
 from .report import claim, plt, save
 from .tables import markdown
 
@@ -25,6 +24,9 @@ NETWORKS = (1, 2, 3, 4)
 SIDES = ((1, 1), (1, 2), (2, 2), (2, 4))
 CLASSES = (2, 21, 60, 100, 150)
 UNITS = dict(time='ms', memory='MiB')
+Points = list[tuple[float, float]]
+#: Points by mode and quantity.
+Curves = dict[tuple[str, str], Points]
 
 
 def draw_growth(
@@ -37,7 +39,7 @@ def draw_growth(
     threads: int | None = None,
     device: str | None = None,
     force: bool = False,
-) -> dict[str, dict[tuple[str, str], list[tuple[float, float]]]]:
+) -> dict[str, Curves]:
     """Measure models that differ in one number, and draw it beside the straight lines.
 
     The networks are those of the config, taken in turn.
@@ -53,34 +55,35 @@ def draw_growth(
         force: Whether to replace the chart. Defaults to False.
 
     Returns:
-        Points by what is varied, and by mode and quantity.
+        Points by what is varied and, below it, by mode and quantity.
 
     Raises:
         CoopError: The config is at fault or has no networks, or there is no such device.
         OSError: A file does not exist, or would be replaced.
     """
     claim(Path(out), force=force)
-    if threads:
-        torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    cfg, place = load_config(config), choose_device(device)
+    cfg, place = load_config(config), prepare(device, threads)
     if 'networks' not in cfg.model.get('backbone', {}):
         raise ConfigError(f'config {config!r} has no networks to vary; give one of a pair.')
-    pair = len(cfg.model.backbone.networks)
-    pixels = {high * wide: (high * size[0], wide * size[1]) for high, wide in SIDES}
-    points: dict[str, dict[float, Subject]] = dict(
-        networks={n: _subject(vary(cfg, n), batch_size, size, place) for n in NETWORKS},
-        pixels={n: _subject(vary(cfg, pair), batch_size, s, place) for n, s in pixels.items()},
-        classes={n: _subject(vary(cfg, pair, n), batch_size, size, place) for n in CLASSES},
+    pair, (height, width) = len(cfg.model.backbone.networks), size
+    varied: dict[str, dict[int, tuple[Config, tuple[int, int]]]] = dict(
+        networks={n: (vary(cfg, n), size) for n in NETWORKS},
+        pixels={h * w: (vary(cfg, pair), (h * height, w * width)) for h, w in SIDES},
+        classes={n: (vary(cfg, pair, n), size) for n in CLASSES},
     )
-    found = {what: _measure(subjects, repeats, place) for what, subjects in points.items()}
+    found = {}
     rows = [['varied', 'mode', 'quantity', 'line', 'furthest from it']]
-    for what, curves in found.items():
-        for (mode, quantity), curve in curves.items():
+    for what, settings in varied.items():
+        subjects = {
+            n: Subject(own, (batch_size, *sides), device=place)
+            for n, (own, sides) in settings.items()
+        }
+        found[what] = _measure(subjects, repeats, place)
+        for (mode, quantity), curve in found[what].items():
             slope, start, distance = straight_line(curve)
             line = f'{start:.4g} + {slope:.4g} x {UNITS[quantity]}'
             rows.append([what, mode, quantity, line, f'{distance:.1%}'])
-    heading = f'{Path(config).stem}, {batch_size} x 3 x {size[0]} x {size[1]} and more'
+    heading = f'{Path(config).stem}, {batch_size} x 3 x {height} x {width} and more'
     print(f'{heading}, median of {repeats} rounds\n{describe(place)}\n\n{markdown(rows)}')
     _draw(found, heading, Path(out))
     print(f'written to {out}')
@@ -92,59 +95,37 @@ def vary(cfg: Config, networks: int, num_classes: int | None = None) -> Config:
     cfg = copy.deepcopy(cfg)
     backbone, head = cfg.model.backbone, cfg.model.decode_head
     names = [name for _ in range(networks) for name in backbone.networks][:networks]
-    for part in (backbone, head):
-        own = part.networks
-        part.networks = {f'{name}{i}': copy.deepcopy(own[name]) for i, name in enumerate(names)}
-    if backbone.get('normalize'):
-        wanted = backbone.normalize
-        backbone.normalize = {
-            f'{name}{i}': wanted[name] for i, name in enumerate(names) if name in wanted
+    for part, key in ((backbone, 'networks'), (head, 'networks'), (backbone, 'normalize')):
+        own = part.get(key) or {}
+        part[key] = {
+            f'{name}{i}': copy.deepcopy(own[name]) for i, name in enumerate(names) if name in own
         }
     cfg.model.get('test_cfg', {}).pop('output', None)
     head.num_classes = num_classes or head.num_classes
     return cfg
 
 
-def straight_line(points: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """Lay a line through points.
-
-    Args:
-        points: The points.
-
-    Returns:
-        The line's slope and start, and the largest distance of a point, as a share of the line.
-    """
+def straight_line(points: Points) -> tuple[float, float, float]:
+    """Slope and start of the line through points, and how far one is from it, as a share of it."""
     x, y = np.array(points, dtype=float).T
     slope, start = np.polyfit(x, y, 1)
     line = start + slope * x
     return float(slope), float(start), float(np.abs(y / line - 1).max())
 
 
-def _subject(cfg: Config, number: int, size: tuple[int, int], device: torch.device) -> Subject:
-    return Subject(cfg, (number, *size), device=device)
-
-
-def _measure(
-    subjects: Mapping[float, Subject], repeats: int, device: torch.device
-) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """Curves by mode and quantity."""
-    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def _measure(subjects: Mapping[int, Subject], repeats: int, device: torch.device) -> Curves:
+    curves: Curves = {}
     for mode in MODES:
         functions = {str(x): getattr(subject, mode)() for x, subject in subjects.items()}
         seconds = interleaved_seconds(functions, repeats=repeats, device=device)
-        for x in subjects:
-            time = 1000 * statistics.median(seconds[str(x)])
-            memory = peak_bytes(functions[str(x)], device) / 2**20
-            curves.setdefault((mode, 'time'), []).append((x, time))
-            curves.setdefault((mode, 'memory'), []).append((x, memory))
+        curves[mode, 'time'] = [(x, 1000 * statistics.median(seconds[str(x)])) for x in subjects]
+        curves[mode, 'memory'] = [
+            (x, peak_bytes(functions[str(x)], device) / 2**20) for x in subjects
+        ]
     return curves
 
 
-def _draw(
-    found: Mapping[str, Mapping[tuple[str, str], list[tuple[float, float]]]],
-    heading: str,
-    out: Path,
-) -> None:
+def _draw(found: Mapping[str, Curves], heading: str, out: Path) -> None:
     figure, axes = plt.subplots(
         len(UNITS), len(found), figsize=(9, 5.4), layout='constrained', squeeze=False
     )
@@ -158,13 +139,10 @@ def _draw(
                 x, y = np.array(points, dtype=float).T
                 axis.plot(x, start + slope * x, color=color, linewidth=1, linestyle='--')
                 axis.plot(x, y, 'o', color=color, label=f'{mode}, within {distance:.0%}')
-            axis.set_ylim(bottom=0)
-            axis.set_xlim(left=0)
+            axis.set(xlim=(0, None), ylim=(0, None), xlabel=labels[what])
+            axis.set_ylabel(f'{quantity} ({unit})')
+            axis.label_outer()
             axis.grid(alpha=0.3)
             axis.legend(frameon=False, fontsize=8)
-            if column == 0:
-                axis.set_ylabel(f'{quantity} ({unit})')
-            if row == len(UNITS) - 1:
-                axis.set_xlabel(labels[what])
     figure.suptitle(f'{heading}; dashed: straight lines')
     save(figure, out)

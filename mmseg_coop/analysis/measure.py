@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
@@ -20,12 +20,22 @@ from typing import Any
 
 import torch
 
+from ..apis.model import choose_device
+
 #: Runs before the first that counts: on a GPU libraries choose their kernels and clocks rise.
 WARM_UP = dict(cpu=1, cuda=5)
 #: What a processor may have that PyTorch's products use.
 FLAGS = ('avx2', 'avx512f', 'avx512_bf16', 'avx512_fp16', 'amx_bf16')
 #: Packages whose versions make a difference to time.
 PACKAGES = ('torch', 'torchvision', 'mmcv', 'onedl-mmcv', 'mmengine', 'onedl-mmengine', 'timm')
+
+
+def prepare(device: str | None, threads: int | None) -> torch.device:
+    """Choose device and CPU threads for measuring, and draw the same numbers each time."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    return choose_device(device)
 
 
 def describe(device: torch.device) -> str:
@@ -77,10 +87,7 @@ def interleaved_seconds(
 ) -> dict[str, list[float]]:
     """Time functions in turn, A B A B …, so that a drift of the machine hits all alike.
 
-    Args:
-        functions: What to time, by name; each is run before, see ``WARM_UP``.
-        repeats: Timed rounds.
-        device: Where they run. A GPU is idle when its clock, a pair of events, starts.
+    Each is run before, see ``WARM_UP``. A GPU is idle when its clock, a pair of events, starts.
 
     Returns:
         Seconds of each round, by name.
@@ -116,12 +123,7 @@ def _cuda_seconds(function: Callable[[], object], device: torch.device) -> float
 def most_expensive(
     function: Callable[[], object], device: torch.device, count: int = 5
 ) -> list[tuple[str, str, float]]:
-    """Profile a function.
-
-    Args:
-        function: What to profile; it has been run before.
-        device: Where it runs.
-        count: How many operators to return. Defaults to 5.
+    """Profile a function that has been run before.
 
     Returns:
         The most expensive operators, each with the shapes it takes and its share of the time that
@@ -138,11 +140,11 @@ def most_expensive(
         name = 'self_device_time_total' if newer else 'self_cuda_time_total'
     total = sum(getattr(event, name) for event in events)
     events = sorted(events, key=lambda event: -getattr(event, name))[:count]
-    return [(e.key, _shapes(e.input_shapes), getattr(e, name) / total) for e in events]
-
-
-def _shapes(shapes: Sequence[Sequence[int]]) -> str:
-    return ' '.join('x'.join(map(str, shape)) for shape in shapes if shape)
+    found = []
+    for event in events:
+        shapes = ' '.join('x'.join(map(str, shape)) for shape in event.input_shapes if shape)
+        found.append((event.key, shapes, getattr(event, name) / total))
+    return found
 
 
 def _quiet_profile(**options: Any) -> Any:
@@ -151,15 +153,7 @@ def _quiet_profile(**options: Any) -> Any:
 
 
 def median_ratio(numerator: list[float], *denominators: list[float]) -> float:
-    """Median over the rounds of one function's time by the sum of others' times.
-
-    Args:
-        numerator: Seconds of each round.
-        denominators: Seconds of each round of the functions it is compared with.
-
-    Returns:
-        The ratio.
-    """
+    """Median over the rounds of one function's time by the sum of others' times."""
     rounds = zip(numerator, *denominators, strict=True)
     return statistics.median(first / sum(others) for first, *others in rounds)
 
@@ -169,10 +163,6 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
 
     On the CPU it is read from the profiler's record of every allocation. The size of the process
     would also hold what the C library keeps of freed tensors, as much as small functions need.
-
-    Args:
-        function: What to measure.
-        device: Where it runs.
     """
     if device.type == 'cuda':
         torch.cuda.synchronize(device)

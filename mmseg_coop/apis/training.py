@@ -10,6 +10,7 @@ from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from ..config import config_errors, load_config
+from ..engine.precision import half_precision
 from ..errors import ConfigError
 from .console import Console
 from .data_check import check_data
@@ -103,8 +104,8 @@ def prepare_training(
 
 def _mix_precision(cfg: Config, dtype: str) -> None:
     """Choose the optimizer wrapper that trains in a precision; ``'auto'`` asks the device."""
-    on_cpu = get_device() == 'cpu'
-    if dtype == 'float16' and on_cpu:
+    device = get_device()
+    if dtype == 'float16' and device == 'cpu':
         raise ConfigError('--amp float16 needs an accelerator; on the CPU use --amp bfloat16.')
     choices = dict(float16='AmpOptimWrapper', bfloat16='BFloat16OptimWrapper')
     wrapper = cfg.optim_wrapper
@@ -113,8 +114,6 @@ def _mix_precision(cfg: Config, dtype: str) -> None:
             f'--amp replaces OptimWrapper, but the config has optim_wrapper.type={wrapper.type!r}; '
             'set mixed precision in the config.'
         )
-    if dtype == 'auto':
-        dtype = 'bfloat16' if on_cpu else 'float16'
-    wrapper.type = choices[dtype]
+    wrapper.type = choices[half_precision(device) if dtype == 'auto' else dtype]
     for key in ('dtype', 'loss_scale', 'use_fsdp'):  # of a wrapper that the config has chosen
         wrapper.pop(key, None)

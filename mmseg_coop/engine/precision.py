@@ -1,4 +1,4 @@
-"""Says where bfloat16 costs time instead of saving it."""
+"""Which half precision suits a device, and where bfloat16 costs time instead of saving it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from mmengine.logging import print_log
 _CPU_INFO = Path('/proc/cpuinfo')
 #: What computes with bfloat16: AVX-512 and AMX of x86, and ARM's instructions.
 _CPU_FLAGS = {'avx512_bf16', 'amx_bf16', 'bf16'}
+
+
+def half_precision(device: str) -> str:
+    """What ``--amp`` alone means on a kind of device: bfloat16 on the CPU, float16 elsewhere."""
+    return 'bfloat16' if device == 'cpu' else 'float16'
 
 
 def warn_if_slow(dtype: torch.dtype, device: torch.device | str) -> None:
