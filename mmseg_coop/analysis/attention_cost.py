@@ -27,12 +27,7 @@ from .tables import markdown
 
 
 class LiteralSPA(nn.Module):
-    """SPA as section 3.2 spells it out: project the map, pool every level, attend, scale, add.
-
-    Args:
-        channels: Channels C of the map.
-        convolutions: Whether 1x1 convolutions make queries, keys and values. Defaults to True.
-    """
+    """SPA as section 3.2 spells it out: project the map, pool every level, attend, scale, add."""
 
     def __init__(self, channels: int, convolutions: bool = True) -> None:
         super().__init__()
@@ -101,13 +96,7 @@ RIVALS = {
 
 
 class Subject:
-    """An attention with a map to run it on.
-
-    Args:
-        name: Its name in ``ATTENTIONS``.
-        shape: Shape of the map.
-        device: Where it runs.
-    """
+    """An attention of ``ATTENTIONS`` with a map of some shape to run it on."""
 
     def __init__(self, name: str, shape: tuple[int, ...], device: str | torch.device) -> None:
         self.module = ATTENTIONS[name](shape[1]).to(device)
@@ -129,9 +118,10 @@ class Subject:
 class LiveBytes(TorchDispatchMode):
     """Adds up the tensors that live at a time; on the meta device they take no memory."""
 
+    peak = 0
+
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(
@@ -140,11 +130,10 @@ class LiveBytes(TorchDispatchMode):
         """Run an operation and note what it made."""
         out = func(*args, **(kwargs or {}))
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
-        for tensor in tree_flatten(out)[0]:
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                reference = StorageWeakRef(storage)
-                self._live[reference.cdata] = (reference, storage.nbytes())
+        for tensor in filter(torch.is_tensor, tree_flatten(out)[0]):
+            storage = tensor.untyped_storage()
+            reference = StorageWeakRef(storage)
+            self._live[reference.cdata] = (reference, storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return out
 
@@ -204,10 +193,9 @@ def measure_attentions(
             raise ConfigError(f'--only names {name!r}; choose among {", ".join(ATTENTIONS)}')
     place = prepare(device, threads)
     limit = free_bytes(place) if memory is None else memory * 2**30
+    names = only or list(ATTENTIONS)
     for size in sizes:
-        _measure(
-            only or list(ATTENTIONS), (batch_size, channels, *size), train, limit, repeats, place
-        )
+        _measure(names, (batch_size, channels, *size), train, limit, repeats, place)
     print(f'\nfloat32, median of {repeats} rounds on {describe(place)}')
 
 
@@ -271,15 +259,14 @@ def count_as_the_paper(sizes: Sequence[tuple[int, int]], channels: int = 2048) -
     inner, anchors = channels // 8, 325
     rows = [['attention', 'map', 'counted GFLOPs', 'true GMAC']]
     for height, width in sizes:
-        n = height * width
+        n, size = height * width, f'{height}x{width}'
         # Convolutions of query and key (shared), of value and of output, with their biases; batch
         # norm (2) and ReLU (1) behind the shared one; one of the two products with N x N.
         layers = 3 * channels * inner + (2 * inner + channels) + 3 * inner
         counted = layers * n + 2 * inner * n * n
         true = 4 * channels * inner * n + 2 * inner * n * n
-        rows.append(['non-local', f'{height}x{width}', f'{counted / 1e9:.1f}', f'{true / 1e9:.1f}'])
-        spa = 2 * channels * anchors * n
-        rows.append(['SPA', f'{height}x{width}', '0.0', f'{spa / 1e9:.1f}'])
+        rows.append(['non-local', size, f'{counted / 1e9:.1f}', f'{true / 1e9:.1f}'])
+        rows.append(['SPA', size, '0.0', f'{2 * channels * anchors * n / 1e9:.1f}'])
     print(f'Table 1 of DPANet, {channels} channels, {inner} inside of the non-local block\n')
     print(markdown(rows, range(1, len(rows[0]))))
     print(

@@ -113,7 +113,7 @@ def check_dataset(
         raise ConfigError(f'{config} has no data of {" or ".join(splits)}.')
     # Links that stand for single files and lead nowhere go into the table with the others.
     check_data(cfg, splits=tuple(chosen), data_faults='skip')
-    claim(path, Path(json) if json else None, force=force)
+    claim(path, json, force=force)
     found = [Split(name, list(open_sources(cfg, name))) for name in chosen]
     first = found[0].sources[0].dataset
     classes = list(first.metainfo.get('classes') or ())

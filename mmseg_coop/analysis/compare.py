@@ -17,9 +17,10 @@ from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
+from ..apis.model import choose_outputs
 from ..errors import ConfigError
 from ..visualization.panels import fit_centre, grid, legend, overlay
-from .evaluate import PREDICTION, maps_of, open_model
+from .evaluate import maps_of, open_model
 from .tables import markdown
 
 ALPHA = 0.8  # share of the classes' colours; the rest is the image
@@ -134,8 +135,8 @@ class Subject:
         if len(self.frames) < len(self.dataset):
             raise ConfigError(f'the test data of {config!r} have images of the same name.')
         #: Names of all outputs, and of those to show.
-        self.outputs: tuple[str, ...] = getattr(self.model, 'output_names', (PREDICTION,))
-        self.shown = tuple(outputs.split(',')) if outputs else self.outputs
+        self.outputs = choose_outputs(self.model)
+        self.shown = outputs.split(',') if outputs else self.outputs
         for output in self.shown:
             self.check_output(output)
 

@@ -42,7 +42,7 @@ def print_config(
     """
     cfg = select(resolve(config, cfg_options), key)
     if out is not None:
-        claim(Path(out), force=force)
+        claim(out, force=force)
         cfg.dump(out)
         print(f'written to {out}')
         return False

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .evaluate import PREDICTION, class_iou, evaluate, open_subject
+from ..apis.model import choose_outputs
+from .evaluate import class_iou, evaluate, open_subject
 from .report import claim, plt, save
 from .tables import markdown, write_csv
 
@@ -48,8 +49,8 @@ def confusion_matrix(
     """
     subject = open_subject(config, checkpoint, split=split, **options)
     folder = Path(out or Path(subject.cfg.work_dir, 'confusion_matrix'))
-    names = getattr(subject.model, 'output_names', (PREDICTION,))
-    claim(*(folder / f'{name}.{kind}' for name in names for kind in ('csv', 'png')), force=force)
+    files = [f'{name}.{kind}' for name in choose_outputs(subject.model) for kind in ('csv', 'png')]
+    claim(*(folder / file for file in files), force=force)
     matrices = evaluate(subject, max_images, f'{split} data')
     rows = [['output', 'pixels', 'aAcc', 'mIoU', 'most frequent confusion (label as prediction)']]
     for name, matrix in matrices.items():

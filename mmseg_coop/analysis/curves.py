@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .evaluate import PREDICTION
 from .report import claim, plt, save
 from .tables import markdown
 
@@ -44,7 +43,7 @@ def plot_logs(
         DataError: A file is no log, or holds neither losses nor mIoU.
         OSError: There is no such run, or a file would be replaced.
     """
-    claim(Path(out), force=force)
+    claim(out, force=force)
     if names is None:
         paths = [Path(run).resolve() for run in runs]
         names = [path.name if path.is_dir() else path.parts[-3] for path in paths]
@@ -90,7 +89,7 @@ def read_run(run: Path) -> Curves:
 def outputs(curves: Curves) -> dict[str, str]:
     """Names in the log of every output's mIoU; without named outputs, of the only one."""
     named = {name.removesuffix(f'/{MIOU}'): name for name in curves if name.endswith(f'/{MIOU}')}
-    return named or ({PREDICTION: MIOU} if MIOU in curves else {})
+    return named or (dict(prediction=MIOU) if MIOU in curves else {})
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:

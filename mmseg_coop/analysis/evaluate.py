@@ -19,9 +19,6 @@ from ..config import load_config
 from ..errors import ConfigError, DataError
 from ..visualization.panels import label_maps
 
-#: What the only output of a model without names is called.
-PREDICTION = 'prediction'
-
 
 class Subject(NamedTuple):
     """A trained model and the data it is evaluated on."""

@@ -55,7 +55,7 @@ def get_flops(
         ConfigError: A config is at fault, or says no size.
         OSError: A file does not exist, or would be replaced.
     """
-    claim(Path(json) if json else None, force=force)
+    claim(json, force=force)
     results = {}
     for path in configs:
         cfg = load_config(path, cfg_options=cfg_options)

@@ -61,7 +61,7 @@ def draw_growth(
         CoopError: The config is at fault or has no networks, or there is no such device.
         OSError: A file does not exist, or would be replaced.
     """
-    claim(Path(out), force=force)
+    claim(out, force=force)
     cfg, place = load_config(config), prepare(device, threads)
     if 'networks' not in cfg.model.get('backbone', {}):
         raise ConfigError(f'config {config!r} has no networks to vary; give one of a pair.')

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -54,8 +54,7 @@ def paper_tables(
         DataError: Results are damaged, from several runs or not the last.
         OSError: There is no such run, or a file would be replaced.
     """
-    files = [Path(name) if name else None for name in (csv, png)]
-    claim(*files, force=force)
+    claim(csv, png, force=force)
     known = read_tables(root)
     seen = set()
     for work_dir in (folder for name in work_dirs for folder in run_folders(Path(name))):
@@ -66,26 +65,16 @@ def paper_tables(
         if reason:
             print(f'note: {work_dir} is left out: {reason}', file=sys.stderr)
         else:
-            fill(known, read_run(work_dir, unfinished=unfinished))
+            fill(known, read_best(work_dir, unfinished=unfinished), work_dir)
     fill_server(known, server)
     for table in known:  # rows that the paper does not have and nobody has run
         table.rows = [row for row in table.rows if row.printed or row.measured['mIoU']]
     chosen = [table for table in known if tables in ('all', table.paper)]
-    if files[0]:
-        write_csv(files[0], csv_rows(chosen))
-    if files[1]:
-        draw([table for table in chosen if not table.quantities], files[1])
+    if csv:
+        write_csv(Path(csv), csv_rows(chosen))
+    if png:
+        draw([table for table in chosen if not table.quantities], Path(png))
     print(page(chosen))
-
-
-class Run(NamedTuple):
-    """The best validation of a run: of every output ``mIoU`` and ``IoU``, in percent."""
-
-    work_dir: Path
-    config: str
-    classes: list[str]
-    chosen: str
-    outputs: dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -187,10 +176,10 @@ def why_foreign(work_dir: Path, configs: Iterable[str | None]) -> str | None:
     return f'no table has a row for config {config!r}.{hint}'
 
 
-def read_run(work_dir: Path, *, unfinished: bool) -> Run:
-    """Read the best validation of a run, which may still have iterations to go if it says so."""
+def read_best(work_dir: Path, *, unfinished: bool) -> dict[str, Any]:
+    """Read the best validation of a run, which may have iterations to go if ``unfinished``."""
     standing = standing_validations(work_dir)
-    last, best = standing[-1], best_of(standing)
+    last = standing[-1]
     end = last_iteration(work_dir / f'{last["config"]}.py')
     if end is not None and last['iteration'] < end:
         progress = f'{work_dir}: validated at iteration {last["iteration"]} of {end}'
@@ -200,7 +189,7 @@ def read_run(work_dir: Path, *, unfinished: bool) -> Run:
                 '--unfinished.'
             )
         print(f'note: {progress}', file=sys.stderr)
-    return Run(work_dir, best['config'], best['classes'], best['output'], best['outputs'])
+    return best_of(standing)
 
 
 def last_iteration(config: Path) -> int | None:
@@ -223,26 +212,27 @@ def filled(tables: Iterable[Table]) -> list[tuple[Table, Row]]:
     return [(table, row) for table in tables if not table.server for row in table.rows]
 
 
-def fill(tables: Iterable[Table], run: Run) -> None:
-    """Put the figures of a run into the rows that it belongs to."""
+def fill(tables: Iterable[Table], best: dict[str, Any], work_dir: Path) -> None:
+    """Put the figures of a run, its best validation, into the rows that it belongs to."""
+    config, classes, outputs = (best[key] for key in ('config', 'classes', 'outputs'))
     for table, row in filled(tables):
-        if row.config != run.config:
+        if row.config != config:
             continue
-        if set(run.classes) != set(table.classes):
-            lacking = sorted(set(table.classes) - set(run.classes))
-            unknown = sorted(set(run.classes) - set(table.classes))
+        lacking, unknown = {*table.classes} - {*classes}, {*classes} - {*table.classes}
+        if lacking or unknown:
             raise DataError(
-                f'{run.work_dir}: the classes of the run ({run.config}) are not those of table '
-                f'{table.number}: lacking {lacking}, unknown {unknown}. Was it run on other data?'
+                f'{work_dir}: the classes of the run ({config}) are not those of table '
+                f'{table.number}: lacking {sorted(lacking)}, unknown {sorted(unknown)}. Was it run '
+                'on other data?'
             )
-        output = run.outputs.get(row.output or run.chosen)
+        output = outputs.get(row.output or best['output'])
         if output is None:
             raise DataError(
-                f'{run.work_dir}: table {table.number} needs output {row.output!r} of '
-                f'{run.config}, but the run has {sorted(run.outputs)}.'
+                f'{work_dir}: table {table.number} needs output {row.output!r} of {config}, but '
+                f'the run has {sorted(outputs)}.'
             )
         row.measured['mIoU'].append(output['mIoU'])
-        for name, value in zip(run.classes, output['IoU'], strict=True):
+        for name, value in zip(classes, output['IoU'], strict=True):
             if value is not None:  # null: the class occurs nowhere
                 row.measured[name].append(value)
 

@@ -25,19 +25,11 @@ plt.rcParams.update(
 )
 
 
-def claim(*paths: Path | None, force: bool) -> None:
-    """Make the folders of files that are going to be written.
-
-    Args:
-        *paths: The files; None is passed over.
-        force: Whether they may replace others.
-
-    Raises:
-        FileExistsError: One of them is there already, see :func:`refuse_existing`.
-    """
+def claim(*paths: str | Path | None, force: bool) -> None:
+    """Make the folders of files that are going to be written, see :func:`refuse_existing`."""
     refuse_existing(*paths, force=force)
     for path in filter(None, paths):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def grouped_bars(
@@ -47,14 +39,7 @@ def grouped_bars(
     *,
     horizontal: bool = False,
 ) -> None:
-    """Draw a group of bars at every name, one of each series.
-
-    Args:
-        axis: Where to draw.
-        bars: A value for every name, by the label of the series.
-        names: Names of the groups.
-        horizontal: Whether bars lie. Defaults to False: they stand.
-    """
+    """Draw a group of bars at every name, one of each series, whose labels are the keys."""
     width = 0.8 / len(bars)
     for index, (label, values) in enumerate(bars.items()):
         places = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * width

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -83,15 +83,19 @@ class Run:
             if (self.folder / 'test' / FILE_NAME).exists():
                 self.tests = read_evaluations(self.folder / 'test', 'test')
             return
-        for file in sorted(self.folder.glob('*/vis_data/scalars.json'), reverse=True):
-            text = file.read_text('utf-8')
-            logged = map(json.loads, text[: text.rfind('\n') + 1].splitlines())
-            training = [line for line in logged if 'lr' in line]
-            if training:
-                self.iteration = training[-1]['step']
-                seconds = (self.row.iterations - self.iteration) * training[-1]['time']
-                self.left = f'{timedelta(seconds=round(seconds))} left'
-                break
+        log = next(filter(None, training_logs(self.folder)), None)
+        if log:
+            self.iteration = log[-1]['step']
+            seconds = (self.row.iterations - self.iteration) * log[-1]['time']
+            self.left = f'{timedelta(seconds=round(seconds))} left'
+
+
+def training_logs(folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """What each start of a run has logged of its iterations, the latest start first."""
+    for file in sorted(folder.glob('*/vis_data/scalars.json'), reverse=True):
+        text = file.read_text('utf-8')
+        logged = map(json.loads, text[: text.rfind('\n') + 1].splitlines())  # all that is ended
+        yield [line for line in logged if 'lr' in line]
 
 
 def read_study(

@@ -17,7 +17,7 @@ from .benchmark import Subject
 from .flops import count
 from .measure import interleaved_seconds
 from .report import plt, save
-from .study import Row, Run
+from .study import Row, Run, training_logs
 from .tables import spread
 
 COLUMNS = ('parameters (M)', 'GMAC', 'inference (ms)')
@@ -26,14 +26,9 @@ ROUNDS = 9
 
 
 def costs_of(row: Row, outputs: Iterable[str], device: torch.device) -> dict[str, dict[str, float]]:
-    """Count and time the networks that outputs need, one image at a time.
+    """Count and time the networks that a row's outputs need, one image at a time.
 
     What was measured before is read from a file in the row's folder.
-
-    Args:
-        row: The row.
-        outputs: Names of its outputs.
-        device: Where to run.
 
     Returns:
         The values of ``COLUMNS``, by output.
@@ -76,25 +71,14 @@ def keep_needed(model: dict[str, Any], output: str) -> None:
 
 def seconds_per_iteration(runs: Sequence[Run]) -> float:
     """Median of the time of a training iteration, with whatever ran beside it."""
-    times = []
-    for run in runs:
-        for file in run.folder.glob('*/vis_data/scalars.json'):
-            logged = map(json.loads, file.read_text('utf-8').splitlines())
-            times += [line['time'] for line in logged if 'lr' in line]
-    return statistics.median(times)
+    logs = [log for run in runs for log in training_logs(run.folder)]
+    return statistics.median(line['time'] for log in logs for line in log)
 
 
 def draw_costs(
     title: str, points: Mapping[str, tuple[float, Sequence[float]]], split: str, out: Path
 ) -> None:
-    """Draw mIoU of rows against their operations.
-
-    Args:
-        title: Title of the study.
-        points: GMAC and the mIoU of every seed, by the row's label.
-        split: What the mIoU is of.
-        out: File to write.
-    """
+    """Draw mIoU of rows against their operations; points are GMAC and the mIoU of every seed."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for label, (gmac, seeds) in points.items():
         mean = statistics.mean(seeds)

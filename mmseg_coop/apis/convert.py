@@ -87,10 +87,8 @@ def publish_checkpoint(source: str | Path, destination: str | Path, *, force: bo
                 'training has diverged, publish an earlier checkpoint.'
             )
     # Contiguous and on their own: views would take what they are views of along.
-    weights = {
-        name: value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in weights.items()
-    }
+    kind = torch.contiguous_format
+    weights = {name: value.detach().clone(memory_format=kind) for name, value in weights.items()}
     dataset_meta = as_plain(meta.get('dataset_meta') or {})
     if destination.suffix == '.pth':
         data = as_pth(dict(meta=dict(dataset_meta=dataset_meta), state_dict=weights))
@@ -115,16 +113,11 @@ def publish_checkpoint(source: str | Path, destination: str | Path, *, force: bo
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of weights without running code from it.
 
-    Args:
-        path: A ``.safetensors`` file, or one of torch, in which the state dict may lie under
-            ``state_dict`` or ``model``.
+    That is a ``.safetensors`` file, or one of torch, in which the state dict may lie under
+    ``state_dict`` or ``model``.
 
     Returns:
         The state dict, and what lies under ``meta`` beside it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointError: It carries code, is damaged or holds no state dict.
     """
     require_file(str(path))
     content: Any
@@ -142,11 +135,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for key in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(value, Tensor) for value in content.values())
-    ):
+    if not (isinstance(content, dict) and content and all(map(torch.is_tensor, content.values()))):
         raise CheckpointError(
             f'{str(path)!r} holds no weights, neither at its top nor under "state_dict" or "model".'
         )

@@ -30,7 +30,7 @@ from ..errors import CheckpointError, ConfigError, DataError, InputError
 from ..models._channels import image_channels
 from ..models.data_preprocessor import reverse_colours
 from ..visualization.panels import label_maps
-from .model import apply_weights, build_model
+from .model import apply_weights, build_model, split_logits
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'  # the hub's names
 IMAGE_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -115,9 +115,7 @@ class CoopModel(
         metas = [dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), inputs.shape[-2:])]
         height, width = x.shape[-2:]
         logits = self.segmentor.encode_decode(inputs, metas * len(x))[..., :height, :width]
-        if hasattr(self.segmentor, 'split_outputs'):
-            return self.segmentor.split_outputs(logits)
-        return dict(prediction=logits)
+        return split_logits(self.segmentor, logits)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Compute the loss of the config, summed over the networks and auxiliary heads.

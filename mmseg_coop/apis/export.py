@@ -25,7 +25,7 @@ from ..models._channels import image_channels
 from ..models.data_preprocessor import reverse_colours
 from ..version import __version__
 from .files import refuse_existing
-from .model import choose_outputs, load_model
+from .model import choose_outputs, load_model, split_logits
 
 Size = tuple[int, int]
 #: Takes images (N, C, H, W), float32, as DeployedModel does; returns logits in the outputs' order.
@@ -86,7 +86,7 @@ def export_onnx(
     height, width = size or image_size(cfg)
     model = load_model(cfg, checkpoint, optimize=optimize)
     deployed = DeployedModel(model, choose_outputs(model, outputs)).eval().requires_grad_(False)
-    values = _metadata(cfg, model, deployed, None if dynamic else (height, width))
+    values = _metadata(cfg, deployed, None if dynamic else (height, width))
     shapes = [(height, width)]
     if dynamic:  # another size, odd and in other proportions
         shapes.append((max(SMALLEST_SIDE, height * 3 // 4) | 1, (width + 18) | 1))
@@ -100,9 +100,8 @@ def export_onnx(
         torch.no_grad(),
     ):
         parts = [Path(folder, file.name) for file in files]
-        write = _write_traced if exporter == 'trace' else _write_dynamo
         try:
-            write(deployed, example, parts[0], dynamic, opset)
+            _write_onnx(deployed, example, parts[0], exporter, dynamic, opset)
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error).partition('. Please')[0].splitlines()[0]
             other = 'dynamo' if exporter == 'trace' else 'trace'
@@ -170,9 +169,7 @@ class DeployedModel(nn.Module):
     def logits(self, x: Tensor) -> tuple[Tensor, ...]:
         """The same for images that are normalised already."""
         logits = self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])
-        if not hasattr(self.model, 'split_outputs'):
-            return (logits,)
-        split = self.model.split_outputs(logits)
+        split = split_logits(self.model, logits)
         return tuple(split[name] for name in self.outputs)
 
 
@@ -220,16 +217,8 @@ def _target_files(
     return files
 
 
-def _metadata(
-    cfg: Config, model: BaseSegmentor, deployed: DeployedModel, fixed: Size | None
-) -> dict[str, Any]:
-    """What an application has to know.
-
-    Args:
-        cfg: Config.
-        model: The segmentor.
-        deployed: What is exported.
-        fixed: Height and width of the graph, or None if they are free.
+def _metadata(cfg: Config, deployed: DeployedModel, fixed: Size | None) -> dict[str, Any]:
+    """What an application has to know; ``fixed`` is the size of the graph, or None if it is free.
 
     Returns:
         ``classes``, ``palette`` (RGB), ``outputs``, ``chosen_output`` (what the config takes for
@@ -239,6 +228,7 @@ def _metadata(
         binary model with one channel, or null), ``image`` (the graph's input in words), ``loading``
         (the transforms of the test pipeline that load images) and where the model comes from.
     """
+    model = deployed.model
     resize = next((t for t in cfg.test_pipeline if t['type'] == 'Resize' and 'scale' in t), None)
     slide = None
     if model.test_cfg.mode == 'slide':
@@ -271,48 +261,43 @@ def _free_sides(dynamic: bool) -> tuple[dict[int, Any]] | None:
     return (dict.fromkeys((2, 3), torch.export.Dim.AUTO),) if dynamic else None
 
 
-def _write_traced(
-    deployed: DeployedModel, example: Tensor, file: Path, dynamic: bool, opset: int | None
+def _write_onnx(
+    deployed: DeployedModel,
+    example: Tensor,
+    file: Path,
+    exporter: str,
+    dynamic: bool,
+    opset: int | None,
 ) -> None:
-    """Write the ONNX file by tracing."""
-    names = ('image', *deployed.outputs)
-    axes = {0: 'batch', 2: 'height', 3: 'width'}
-    # torch 2.1 knows no other exporter here.
-    choice: dict[str, Any] = (
-        dict(dynamo=False) if 'dynamo' in _parameters(torch.onnx.export) else {}
-    )
+    """Write the ONNX file, by tracing or through torch.export."""
+    options: dict[str, Any]
+    if exporter == 'dynamo':
+        options = dict(
+            dynamo=True,
+            dynamic_shapes=_free_sides(dynamic),
+            external_data=False,  # one file holds all
+            verbose=False,
+        )
+    else:
+        axes = {0: 'batch', 2: 'height', 3: 'width'}
+        names = ('image', *deployed.outputs) if dynamic else ()
+        options = dict(dynamic_axes=dict.fromkeys(names, axes))
+        if 'dynamo' in _parameters(torch.onnx.export):  # torch 2.1 knows no other exporter here
+            options['dynamo'] = False
     with warnings.catch_warnings():
-        # The old exporter says that it is old, and where Python decides on a size. What it decides
-        # is checked at a size that was not traced.
-        warnings.simplefilter('ignore')
+        if exporter == 'trace':
+            # It says that it is old, and where Python decides on a size. What it decides is checked
+            # at a size that was not traced.
+            warnings.simplefilter('ignore')
         torch.onnx.export(
             deployed,
             (example,),
             str(file),
             input_names=['image'],
             output_names=deployed.outputs,
-            dynamic_axes=dict.fromkeys(names, axes) if dynamic else None,
-            opset_version=opset or 17,
-            **choice,
+            opset_version=opset or (18 if exporter == 'dynamo' else 17),
+            **options,
         )
-
-
-def _write_dynamo(
-    deployed: DeployedModel, example: Tensor, file: Path, dynamic: bool, opset: int | None
-) -> None:
-    """Write the ONNX file through torch.export."""
-    torch.onnx.export(
-        deployed,
-        (example,),
-        str(file),
-        input_names=['image'],
-        output_names=deployed.outputs,
-        dynamo=True,
-        dynamic_shapes=_free_sides(dynamic),
-        opset_version=opset or 18,
-        external_data=False,  # one file holds all
-        verbose=False,
-    )
 
 
 def _write_program(

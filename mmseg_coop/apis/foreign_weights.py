@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,113 +12,75 @@ from mmseg.models.backbones import MobileNetV2, TIMMBackbone
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, DataError
-
-StateDict = Mapping[str, Tensor]
+from .convert import StateDict
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
-
-
-def _number_blocks(counts: Sequence[int], first: int = 0) -> list[str]:
-    """``'{stage}.{index}'`` of all blocks, by the number of blocks in each stage."""
-    return [f'{stage}.{i}' for stage, count in enumerate(counts, first) for i in range(count)]
-
-
-def _check_fit(model: nn.Module, state_dict: StateDict) -> StateDict:
-    """Refuse a state dict in which a tensor is missing, unexpected or of another shape."""
-    try:
-        model.load_state_dict(state_dict)
-    except RuntimeError as error:  # what does not fit, each in a line or more
-        text = ' '.join(str(error).split())
-        raise CheckpointError(text if len(text) < 500 else f'{text[:500]} …') from error
-    return state_dict
-
-
-LITE0_BLOCKS = _number_blocks((1, 2, 2, 3, 3, 4, 1))
-LITE0_FIRST_BLOCK = dict(_depthwise_conv='conv_dw', _bn1='bn1', _project_conv='conv_pw', _bn2='bn2')
-LITE0_BLOCK = dict(
-    _expand_conv='conv_pw',
-    _bn0='bn1',
-    _depthwise_conv='conv_dw',
-    _bn1='bn2',
-    _project_conv='conv_pwl',
-    _bn2='bn3',
-)
-LITE0_STEM = dict(_conv_stem='conv_stem', _bn0='bn1')
-
-
-def _lite0_name(name: str) -> str | None:
-    """Name under TIMMBackbone, None for what it has no use for."""
-    if match := re.fullmatch(r'_blocks\.(\d+)\.(\w+)\.(\w+)', name):
-        block, layer, tensor = int(match[1]), match[2], match[3]
-        layers = LITE0_BLOCK if block else LITE0_FIRST_BLOCK
-        if block < len(LITE0_BLOCKS) and layer in layers:
-            return f'timm_model.blocks.{LITE0_BLOCKS[block]}.{layers[layer]}.{tensor}'
-    layer, _, tensor = name.partition('.')
-    if layer in ('_conv_head', '_bn1', '_fc'):
-        return None
-    if layer in LITE0_STEM:
-        return f'timm_model.{LITE0_STEM[layer]}.{tensor}'
-    raise CheckpointError(f'{name!r} is no name of EfficientNet-Lite0 in EfficientNet-PyTorch')
 
 
 def convert_efficientnet_lite0(state_dict: StateDict) -> StateDict:
     """Convert EfficientNet-Lite0 from EfficientNet-PyTorch's names to those of TIMMBackbone.
 
-    Args:
-        state_dict: State dict of EfficientNet-PyTorch's model.
-
-    Returns:
-        State dict of ``TIMMBackbone('efficientnet_lite0')``, without the last 1x1 convolution and
-        the classifier.
-
-    Raises:
-        CheckpointError: It is the state dict of another network.
+    The last 1x1 convolution and the classifier are left out.
     """
-    renamed = {new: value for name, value in state_dict.items() if (new := _lite0_name(name))}
+    names = dict(_conv_stem='conv_stem', _bn0='bn1')
+    project = dict(_depthwise_conv='conv_dw', _bn1='bn1', _project_conv='conv_pw', _bn2='bn2')
+    expand = dict(_expand_conv='conv_pw', _bn0='bn1', _depthwise_conv='conv_dw', _bn1='bn2')
+    expand.update(_project_conv='conv_pwl', _bn2='bn3')
+    for number, block in enumerate(_number_blocks(1, 2, 2, 3, 3, 4, 1)):
+        for foreign, own in (expand if number else project).items():
+            names[f'_blocks.{number}.{foreign}'] = f'blocks.{block}.{own}'
+    names = {foreign: f'timm_model.{own}' for foreign, own in names.items()}
     backbone = TIMMBackbone('efficientnet_lite0', features_only=True, pretrained=False)
-    return _check_fit(backbone, renamed)
-
-
-MOBILENET_BLOCKS = _number_blocks((1, 2, 3, 4, 3, 3, 1), first=1)
-
-
-def _mobilenet_name(name: str) -> str | None:
-    """Name under mmseg's MobileNetV2, None for what it has no use for."""
-    if name.startswith((f'features.{len(MOBILENET_BLOCKS) + 1}.', 'classifier.')):
-        return None
-    if match := re.fullmatch(r'features\.0\.([01])\.(\w+)', name):
-        return f'conv1.{("conv", "bn")[int(match[1])]}.{match[2]}'
-    if match := re.fullmatch(r'features\.(\d+)\.conv\.(?:(\d)\.)?(\d)\.(\w+)', name):
-        block, unit, part = int(match[1]), match[2], int(match[3])
-        if unit is None:
-            # The projection and its batch norm stand beside the units before them, of which the
-            # first block has one (no expansion), every other two.
-            unit = 1 if block == 1 else 2
-            part -= unit
-        if 1 <= block <= len(MOBILENET_BLOCKS) and part in (0, 1):
-            layer = f'layer{MOBILENET_BLOCKS[block - 1]}'
-            return f'{layer}.conv.{unit}.{("conv", "bn")[part]}.{match[4]}'
-    raise CheckpointError(f"{name!r} is no name of torchvision's MobileNetV2")
+    left_out, origin = (
+        ('_conv_head.', '_bn1.', '_fc.'),
+        'EfficientNet-Lite0 in EfficientNet-PyTorch',
+    )
+    return _rename(state_dict, names, left_out, origin, backbone)
 
 
 def convert_torchvision_mobilenet_v2(state_dict: StateDict) -> StateDict:
-    """Convert MobileNetV2 from torchvision's names to those of mmseg's backbone, in float32.
+    """Convert MobileNetV2 from torchvision's names to those of mmseg's backbone.
 
-    Args:
-        state_dict: State dict of torchvision's model.
-
-    Returns:
-        State dict of ``MobileNetV2``, without the last 1x1 convolution and the classifier.
-
-    Raises:
-        CheckpointError: It is the state dict of another network.
+    The last 1x1 convolution and the classifier are left out.
     """
-    renamed = {
-        new: value.float() if value.is_floating_point() else value
-        for name, value in state_dict.items()
-        if (new := _mobilenet_name(name))
-    }
-    return _check_fit(MobileNetV2(), renamed)
+    names = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn'}
+    for number, block in enumerate(_number_blocks(1, 2, 3, 4, 3, 3, 1), start=1):
+        stage, index = block.split('.')
+        # The first block does not expand. The projection stands beside the units before it.
+        units = ['0.0', '0.1', '1', '2'] if number == 1 else ['0.0', '0.1', '1.0', '1.1', '2', '3']
+        for place, unit in enumerate(units):
+            own = f'conv.{place // 2}.{("conv", "bn")[place % 2]}'
+            names[f'features.{number}.conv.{unit}'] = f'layer{int(stage) + 1}.{index}.{own}'
+    left_out, origin = ('features.18.', 'classifier.'), "torchvision's MobileNetV2"
+    return _rename(state_dict, names, left_out, origin, MobileNetV2())
+
+
+def _number_blocks(*counts: int) -> list[str]:
+    """``'{stage}.{index}'`` of all blocks, by the number of blocks in each stage."""
+    return [f'{stage}.{index}' for stage, count in enumerate(counts) for index in range(count)]
+
+
+def _rename(
+    state_dict: StateDict,
+    names: Mapping[str, str],
+    left_out: tuple[str, ...],
+    origin: str,
+    model: nn.Module,
+) -> StateDict:
+    """Give tensors the names of a model's layers; it has to take them all and lack none."""
+    renamed = {}
+    for name, value in state_dict.items():
+        layer, _, tensor = name.rpartition('.')
+        if layer in names:
+            renamed[f'{names[layer]}.{tensor}'] = value
+        elif not name.startswith(left_out):
+            raise CheckpointError(f'{name!r} is no name of {origin}')
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:  # what does not fit, each in a line or more
+        text = ' '.join(str(error).split())
+        raise CheckpointError(text if len(text) < 500 else f'{text[:500]} …') from error
+    return renamed
 
 
 @torch.no_grad()

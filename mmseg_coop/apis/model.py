@@ -14,7 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmseg.models import BaseSegmentor
 from mmseg.registry import DATASETS, MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import config_errors, forget_pretrained
 from ..datasets.faults.walk import iter_datasets
@@ -88,14 +88,7 @@ def build_model(cfg: Config, *, pretrained: bool = False) -> BaseSegmentor:
 
 
 def choose_device(text: str | None) -> torch.device:
-    """Device from the command line.
-
-    Args:
-        text: Its name; None takes CUDA where there is one.
-
-    Raises:
-        ConfigError: There is no such device.
-    """
+    """Device from the command line, which has to be there; None takes CUDA where there is one."""
     try:
         device = torch.device(text or ('cuda' if torch.cuda.is_available() else 'cpu'))
         torch.empty(0, device=device)
@@ -107,15 +100,10 @@ def choose_device(text: str | None) -> torch.device:
     return device
 
 
-def choose_outputs(model: BaseSegmentor, wanted: Sequence[str] | None) -> list[str]:
-    """Names of a model's outputs, in its order.
+def choose_outputs(model: BaseSegmentor, wanted: Sequence[str] | None = None) -> list[str]:
+    """Names of the wanted outputs of a model, in its order; by default of all.
 
-    Args:
-        model: The model; one of mmseg has a single output, ``'prediction'``.
-        wanted: The outputs to choose; None takes all.
-
-    Raises:
-        ConfigError: The model has no such output.
+    A model of mmseg has a single one, ``'prediction'``.
     """
     available = list(getattr(model, 'output_names', ['prediction']))
     for name in wanted or ():
@@ -125,27 +113,19 @@ def choose_outputs(model: BaseSegmentor, wanted: Sequence[str] | None) -> list[s
 
 
 def require_file(checkpoint: str) -> None:
-    """Refuse a checkpoint that is neither a file nor an address.
-
-    Args:
-        checkpoint: File, or an address that mmengine reads.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
+    """Raise ``FileNotFoundError`` for what is neither a file nor an address that mmengine reads."""
     if '://' not in checkpoint and not osp.isfile(checkpoint):
         raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist.')
 
 
+def split_logits(model: BaseSegmentor, logits: Tensor) -> dict[str, Tensor]:
+    """Logits of every output, of which the model has returned all in one."""
+    split = getattr(model, 'split_outputs', None)
+    return split(logits) if split else dict(prediction=logits)
+
+
 def load_weights(model: nn.Module, checkpoint: str) -> dict[str, Any]:
-    """Give a model the weights of a checkpoint.
-
-    Args:
-        model: The model.
-        checkpoint: File, or an address that mmengine reads.
-
-    Returns:
-        All that the checkpoint holds.
+    """Give a model the weights of a checkpoint, and return all that it holds.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -158,16 +138,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict[str, Any]:
 
 
 def apply_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) -> None:
-    """Give a model weights, all that it has and no others.
-
-    Args:
-        model: The model.
-        weights: The weights by name.
-        checkpoint: What errors call their file.
-
-    Raises:
-        CheckpointError: The weights do not fit the model.
-    """
+    """Give a model weights, all that it has and no others, of a file that errors name."""
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # shapes that differ, one a line below the first

@@ -21,6 +21,7 @@ from mmseg.structures import SegDataSample
 from ..config import load_config
 from ..errors import CoopError, DataError, InputError
 from ..visualization import CoopLocalVisualizer
+from ..visualization.panels import label_maps
 from .files import refuse_existing
 from .model import choose_device, choose_outputs, load_model
 
@@ -86,12 +87,8 @@ class Predictor:
 
     def label_maps(self, sample: SegDataSample) -> dict[str, Array]:
         """Label map of every output, ``(H, W)``, uint8."""
-        maps = (
-            {name: sample.pred_outputs.get(name) for name in self.outputs}
-            if 'pred_outputs' in sample
-            else {self.outputs[0]: sample.pred_sem_seg.data}
-        )
-        return {name: data[0].cpu().numpy().astype(np.uint8) for name, data in maps.items()}
+        maps = label_maps(sample, truth=False)
+        return {name: label_map.astype(np.uint8) for name, label_map in maps.items()}
 
     def draw(self, image: Array, sample: SegDataSample) -> Array:
         """Draw an image and its outputs side by side, with a legend; both images are BGR."""
