@@ -90,11 +90,7 @@ def extract_network(
         for name, part in model.named_children()
         if name in ('backbone', 'neck', 'decode_head') and network in part.networks
     }
-    weights = {
-        f'{name}.{key}': value
-        for name, part in parts.items()
-        for key, value in part.state_dict().items()
-    }
+    weights = dict(torch.nn.ModuleDict(parts).state_dict())
     plain = revert_sync_batchnorm(build_model(Config(copy.deepcopy(kept)))).eval()
     plain.load_state_dict(weights)
     difference = _compare(model, plain, network, image_size(cfg))
@@ -148,17 +144,14 @@ def _model_config(
     """Config of the segmentor with one network."""
     preprocessor = dict(cfg.get('data_preprocessor') or {})
     preprocessor.update((cfg['backbone'].get('normalize') or {}).get(network, {}))
+    test_cfg = {k: v for k, v in model.test_cfg.items() if k not in ('output', 'keep_logits')}
     parts = dict(
         type='EncoderDecoder',
         data_preprocessor=preprocessor or None,
         backbone=cfg['backbone']['networks'][network],
         decode_head=model.decode_head.configs[network],
         train_cfg=dict(),
-        test_cfg={
-            key: value
-            for key, value in model.test_cfg.items()
-            if key not in ('output', 'keep_logits')
-        },
+        test_cfg=test_cfg,
     )
     if model.with_neck and network in model.neck.configs:
         parts['neck'] = model.neck.configs[network]
@@ -178,10 +171,12 @@ def _compare(
         for each in (model, plain)
     )
     levels, expected = plain.backbone(other), model.backbone(own)[network]
-    if isinstance(levels, Tensor) or [x.shape for x in levels] != [x.shape for x in expected]:
+    shapes, wanted = ([tuple(x.shape) for x in each] for each in (levels, expected))
+    if isinstance(levels, Tensor) or shapes != wanted:
+        found = f'a bare map {tuple(levels.shape)}' if isinstance(levels, Tensor) else shapes
         raise ConfigError(
-            f'the backbone of network {network!r} returns {_shapes(levels)} where heads of mmseg '
-            f'take {_shapes(expected)}, into which CoopBackbone turns it; alone it does not work.'
+            f'the backbone of network {network!r} returns {found} where heads of mmseg take '
+            f'{wanted}, into which CoopBackbone turns it; alone it does not work.'
         )
     logits, expected = plain(other), model(own)[network]
     difference = (logits - expected).abs().max().item()
@@ -192,12 +187,6 @@ def _compare(
             'works otherwise alone than in the model, or differently each time.'
         )
     return difference
-
-
-def _shapes(levels: Tensor | Sequence[Tensor]) -> str:
-    if isinstance(levels, Tensor):
-        return f'a bare map {tuple(levels.shape)}'
-    return f'[{", ".join(str(tuple(level.shape)) for level in levels)}]'
 
 
 def _imports(cfg: Config) -> list[str]:

@@ -70,11 +70,7 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> Any:
 
 
 class _Observer(TorchDispatchMode):
-    """Notes the results of convolutions and what reads each: a batch norm, or None for all else.
-
-    Args:
-        model: The model that will run.
-    """
+    """Notes the results of convolutions and what reads each: a batch norm, or None for all else."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

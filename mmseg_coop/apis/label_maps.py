@@ -30,11 +30,6 @@ def prepare_data(
         output: Which output they are of; ``'all'`` writes each into its own folder.
         palette: Whether they are palette PNGs in the dataset's colours.
         data_faults: See :func:`check_data`.
-
-    Raises:
-        FileNotFoundError: The data do not exist.
-        ConfigError: The data do not fit the config.
-        DataError: The data cannot be used, or there are no labels to measure by.
     """
     evaluators = cfg.get('test_evaluator') or []
     if isinstance(evaluators, dict):  # one, or an Evaluator of several
@@ -48,16 +43,13 @@ def prepare_data(
     reason = ''
     for dataset, images in check_data(cfg, splits=('test',), data_faults=data_faults):
         why = why_unlabelled(dataset, images)
+        steps = list(map(name_of, iter_transforms(dataset.get('pipeline'))))
         if why and not writes and any(map(needs_labels, evaluators)):
             raise DataError(
                 f'the test split cannot be measured: {why}; name the labels in the config, or give '
                 '--out DIR to write label maps only.'
             )
-        if (
-            not why
-            and writes
-            and 'EvalCenterCrop' in map(name_of, iter_transforms(dataset['pipeline']))
-        ):
+        if not why and writes and 'EvalCenterCrop' in steps:
             why = 'the evaluation crops (EvalCenterCrop); run without --out for the figures'
         if why:
             dataset['pipeline'] = without_labels(dataset['pipeline'])
@@ -65,13 +57,8 @@ def prepare_data(
     if reason:
         print(f'Images are taken whole, and nothing is measured: {reason}.')
     if out is not None:
-        wanted: dict[str, Any] = dict(output_dir=out)
-        if output == 'all':
-            wanted['outputs'] = 'all'
-        if palette:
-            wanted['palette'] = True
-        if reason:
-            wanted['format_only'] = True
+        options = dict(outputs=output == 'all' and 'all', palette=palette, format_only=bool(reason))
+        wanted = dict(output_dir=out, **{key: value for key, value in options.items() if value})
         writer = choose_writer(evaluators, wanted)
         others = [e for e in evaluators if e is not writer and not reason]
         cfg.test_evaluator = [*others, writer]
@@ -91,21 +78,22 @@ def why_unlabelled(dataset: Any, images: list[dict[str, Any]]) -> str:
     return f'none of its images has a label, {where}'
 
 
-def package_of(part: Any, registry: Registry) -> str:
-    """Package that the class of a part of the config comes from."""
-    return getattr(class_of(part, registry), '__module__', '').partition('.')[0]
+def is_known(part: Any, registry: Registry) -> bool:
+    """Whether the class of a part of the config is of mmcv, mmseg or this project."""
+    package = getattr(class_of(part, registry), '__module__', '').partition('.')[0]
+    return package in ('mmcv', 'mmseg', 'mmseg_coop')
 
 
 def may_load_labels(step: Any) -> bool:
     """Whether a transform loads labels, as far as is known: one from elsewhere may."""
-    known = package_of(step, TRANSFORMS) in ('mmcv', 'mmseg', 'mmseg_coop')
-    return not known or 'Annotation' in name_of(step) or name_of(step) == 'LoadBiomedicalData'
+    name = name_of(step)
+    loads = 'Annotation' in name or name == 'LoadBiomedicalData'
+    return loads or not is_known(step, TRANSFORMS)
 
 
 def needs_labels(evaluator: Any) -> bool:
     """Whether an evaluator needs labels, as far as is known: one from elsewhere may not."""
-    known = package_of(evaluator, METRICS) in ('mmseg', 'mmseg_coop')
-    return known and not evaluator.get('format_only')
+    return is_known(evaluator, METRICS) and not evaluator.get('format_only')
 
 
 def without_labels(pipeline: Any) -> list[Any]:
@@ -122,15 +110,7 @@ def without_labels(pipeline: Any) -> list[Any]:
 
 
 def choose_writer(evaluators: list[Any], wanted: dict[str, Any]) -> Any:
-    """Let the first evaluator that can write the label maps do it, or else a new one.
-
-    Args:
-        evaluators: Configs of the evaluators.
-        wanted: Arguments that say what it writes.
-
-    Returns:
-        Its config.
-    """
+    """Let the first evaluator that takes these arguments write label maps, or else a new one."""
     for evaluator in evaluators:
         if wanted.keys() <= constructor_keys(class_of(evaluator, METRICS)).known.keys():
             evaluator.update(wanted)

@@ -143,12 +143,6 @@ def _init_cpu_process_group(cfg: Config) -> None:
     A process that dies closes its connections, so the others end with an error at their next
     exchange. One that hangs keeps them open: the others then wait for as long as
     ``env_cfg.dist_cfg.timeout`` says, which mmengine hands to NCCL, and this to gloo.
-
-    Args:
-        cfg: Config of a run whose ``launcher`` is set; ``model_wrapper_cfg`` is filled in.
-
-    Raises:
-        ConfigError: The timeout is no number of seconds.
     """
     if cfg.launcher != 'pytorch' or torch.cuda.is_available():
         return

@@ -145,12 +145,7 @@ def prepare_test(
 
 
 class OptimizeHook(Hook):
-    """Optimises the model of a test once its weights are loaded.
-
-    Args:
-        console: Where it says what was done.
-        **options: Of :func:`optimize_for_inference`.
-    """
+    """Optimises the model of a test once its weights are loaded, and says what was done."""
 
     def __init__(self, console: Console, **options: Any) -> None:
         self.console = console

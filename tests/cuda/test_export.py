@@ -52,6 +52,6 @@ def test_program(device, deployed, image, tmp_path):
 def test_onnx(deployed, image, tmp_path):
     for package in ('onnx', 'onnxruntime'):
         pytest.importorskip(package, reason='it is what the export needs')
-    export._write_traced(deployed, image, tmp_path / 'model.onnx', dynamic=True, opset=None)
+    export._write_onnx(deployed, image, tmp_path / 'model.onnx', 'trace', dynamic=True, opset=None)
     run = export.onnx_runner(tmp_path / 'model.onnx', deployed.outputs)
     assert_same([torch.from_numpy(x) for x in run(image.cpu().numpy())], deployed(image))
