@@ -14,10 +14,9 @@ from mmengine.utils import ProgressBar
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
-from ..apis import check_data
-from ..config import load_config
 from ..errors import ConfigError
 from ..visualization import CoopLocalVisualizer
+from .evaluate import load_split
 from .report import claim
 
 
@@ -51,12 +50,8 @@ def browse_dataset(
         DataError: The data cannot be used.
         OSError: A file does not exist or cannot be read, or would be replaced.
     """
-    cfg = load_config(config, cfg_options=cfg_options)
-    loader = cfg.get(f'{split}_dataloader')
-    if loader is None:
-        raise ConfigError(f'{config} has no {split}_dataloader.')
-    check_data(cfg, splits=(split,))
-    dataset = DATASETS.build(loader['dataset'])
+    cfg = load_split(config, split, cfg_options)
+    dataset = DATASETS.build(cfg[f'{split}_dataloader']['dataset'])
     if start >= len(dataset):
         raise ConfigError(
             f'--start {start}: the {split} split has {len(dataset)} images, 0 to '

@@ -13,7 +13,7 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.utils import ProgressBar
+from mmengine.utils import track_iter_progress
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
@@ -111,17 +111,7 @@ class Frame(NamedTuple):
 
 
 class Subject:
-    """A model with its checkpoint and its test data.
-
-    Args:
-        config: Config file.
-        checkpoint: Checkpoint file.
-        outputs: Outputs to show, separated by commas. Defaults to ``''``: all.
-        **options: As of :func:`open_model`.
-
-    Raises:
-        ConfigError: An output is unknown, or images have the same name.
-    """
+    """A model with its checkpoint, its test data and the outputs to show, joined by commas."""
 
     def __init__(self, config: str, checkpoint: str, outputs: str = '', **options: Any) -> None:
         self.name = '_'.join(Path(config).stem.split('_')[:2])
@@ -206,12 +196,9 @@ def most_different_frames(
     """Names of the first model's frames on which two outputs disagree most, the largest first."""
     models = {output.model for output in pair}
     found = {}
-    progress = ProgressBar(len(subjects[0].frames), file=sys.stderr)
-    for name in sorted(subjects[0].frames):
+    for name in track_iter_progress(sorted(subjects[0].frames), file=sys.stderr):
         frame = read_frame(subjects, name, models)
         found[name] = disagreement(frame, pair, len(subjects[0].classes))
-        progress.update()
-    print(file=sys.stderr)
     return sorted(found, key=lambda name: -found[name])[:count]
 
 
@@ -242,8 +229,8 @@ def who_is_right(
     Labels outside the classes are ignored and stay black.
 
     Returns:
-        The map, ``(H, W, 3)``, RGB; and the shares of the labelled pixels, 0 to 1: both, only the
-        first, only the second, neither.
+        The map, ``(H, W, 3)``, RGB; and the shares of the labelled pixels in the order of
+        ``COLORS``, 0 to 1.
     """
     labelled = truth < num_classes
     case = 2 * (first != truth) + (second != truth)  # in the order of COLORS

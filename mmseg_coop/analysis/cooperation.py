@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,7 @@ FILES = ('cooperation.png', 'cooperation.md', 'sites.csv', 'cka.csv', 'classes.c
 
 
 class LinearCKA:
-    """Linear CKA of two feature maps, summed up over images.
-
-    Args:
-        positions: Positions sampled of every image.
+    """Linear CKA of two feature maps, summed up over images, of each at some random positions.
 
     Example:
         >>> import torch
@@ -100,20 +96,15 @@ def compared(
             for a, b in itertools.combinations(networks, 2):
                 meters[a, b] = LinearCKA(positions), LinearCKA(positions)
                 likeness[site, layer, f'{a} and {b}'] = meters[a, b]
+
+            def compare(_: Any, inputs: Any, outputs: Any, meters: Any = meters) -> None:
+                for (a, b), (before, after) in meters.items():
+                    before.update(inputs[0][a], inputs[0][b])
+                    after.update(outputs[a], outputs[b])
+
             path = cooperation.paths[site][layer]
-            cleanup.callback(path.register_forward_hook(partial(_compare, meters)).remove)
+            cleanup.callback(path.register_forward_hook(compare).remove)
         yield likeness
-
-
-def _compare(
-    meters: Mapping[tuple[str, str], tuple[LinearCKA, LinearCKA]],
-    _: nn.Module,
-    inputs: tuple[dict[str, Tensor]],
-    outputs: dict[str, Tensor],
-) -> None:
-    for (a, b), (before, after) in meters.items():
-        before.update(inputs[0][a], inputs[0][b])
-        after.update(outputs[a], outputs[b])
 
 
 @contextmanager
@@ -221,11 +212,8 @@ def analyze_cooperation(
     claim(*(folder / name for name in FILES), force=force)
 
     names = head.network_names
-    connected = [
-        site
-        for site, paths in cooperation.paths.items()
-        if any(exchange.senders_of for exchange in paths)
-    ]
+    paths = cooperation.paths.items()
+    connected = [site for site, layers in paths if any(layer.senders_of for layer in layers)]
     off = {site: [site] for site in connected}
     if len(connected) > 1:
         off[EVERYTHING] = connected
@@ -234,12 +222,9 @@ def analyze_cooperation(
     for title, sites in off.items():
         with switched_off(cooperation, sites):
             matrices[title] = evaluate(subject, max_images, f'without {", ".join(sites)}')
-    iou = {
-        site: {o: class_iou(matrix) for o, matrix in matrices[site].items()} for site in matrices
-    }
+    iou = {site: {o: class_iou(m) for o, m in each.items()} for site, each in matrices.items()}
+    miou = {site: {o: float(np.nanmean(x)) for o, x in each.items()} for site, each in iou.items()}
     base = iou[NOTHING]
-
-    miou = {site: {o: float(np.nanmean(iou[site][o])) for o in base} for site in iou}
     site_rows = [['switched off', *base, *(f'change of {output}' for output in base)]]
     for site, scores in miou.items():
         changes = [number(scores[o] - miou[NOTHING][o], sign='+') for o in base]

@@ -56,11 +56,19 @@ def open_model(
         CoopError: The config, the data, the weights or the device do not fit.
         OSError: A file does not exist or cannot be read.
     """
+    cfg = load_split(config, split, cfg_options)
+    return load_model(cfg, checkpoint, device=choose_device(device), **options)
+
+
+def load_split(
+    config: str, split: str, cfg_options: Mapping[str, Any] | Sequence[str] | None
+) -> Config:
+    """Load a config and check the data of one of its splits."""
     cfg = load_config(config, cfg_options=cfg_options)
     if cfg.get(f'{split}_dataloader') is None:
         raise ConfigError(f'{config} has no {split}_dataloader.')
     check_data(cfg, splits=(split,))
-    return load_model(cfg, checkpoint, device=choose_device(device), **options)
+    return cfg
 
 
 def open_subject(config: str, checkpoint: str, *, split: str = 'test', **options: Any) -> Subject:
