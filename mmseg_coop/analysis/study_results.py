@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..config import image_size, load_config
+from ..engine.hooks.checkpoint_hook import write_atomically
 from ..errors import DataError
-from .measure import describe
+from ..models.cooperation import resolve_topology
+from .benchmark import Subject
+from .flops import count
+from .measure import describe, interleaved_seconds
 from .report import plt, save
-from .study import Run, Study
-from .study_costs import COLUMNS, costs_of, draw_costs, seconds_per_iteration
+from .study import Row, Run, Study, training_logs
 from .tables import latex, markdown, spread, text_of, write_csv
 from .validations import FILE_NAME
 
@@ -26,6 +33,9 @@ Costs are of the networks that an output needs, for one image of the training's 
 {device};
 s/iteration is the median of the row's trainings, beside whatever ran at the same time.
 """
+#: What an output costs, one image at a time.
+COLUMNS = ('parameters (M)', 'GMAC', 'inference (ms)')
+ROUNDS = 9
 #: mIoU by row, output and split, then by seed.
 Values = dict[tuple[str, str, str], dict[int, float]]
 
@@ -119,4 +129,68 @@ def draw_results(title: str, values: Values, out: Path) -> None:
         axis.set(xlim=(start, max(shown) + margin), ylim=(len(names) - 0.4, -0.6))
         axis.set(xlabel=f'{split} mIoU (%), axis from {start:.1f}')
         axis.set_yticks(list(drawn), [', '.join(name) for name in names])
+    save(figure, out)
+
+
+def costs_of(row: Row, outputs: Iterable[str], device: torch.device) -> dict[str, dict[str, float]]:
+    """Count and time the networks that a row's outputs need, one image at a time.
+
+    What was measured before is read from a file in the row's folder.
+
+    Returns:
+        The values of ``COLUMNS``, by output.
+    """
+    file = row.folder / 'costs.json'
+    known = json.loads(file.read_text('utf-8')) if file.is_file() else {}
+    for output in outputs:
+        place = f'{output}, {device.type}'
+        if place not in known:
+            cfg = load_config(row.config, cfg_options=row.options)
+            keep_needed(cfg.model, output)
+            size = image_size(cfg)
+            subject = Subject(cfg, (1, *size), device=device)
+            seconds = interleaved_seconds({'': subject.forward()}, repeats=ROUNDS, device=device)
+            total = count(subject.model, size)['total']
+            values = total['params'], total['gmac'], statistics.median(seconds['']) * 1000
+            known[place] = dict(zip(COLUMNS, values, strict=True))
+            write_atomically(json.dumps(known, indent=2).encode(), file)
+    return {output: known[f'{output}, {device.type}'] for output in outputs}
+
+
+def keep_needed(model: dict[str, Any], output: str) -> None:
+    """Leave only the networks that an output comes from: its own, and all that send to it."""
+    networks = model['backbone'].get('networks', {})
+    if output not in networks:  # the ensemble, or a model of one network
+        return
+    head = model['decode_head']
+    senders = resolve_topology(head.get('topology', 'cross'), list(networks))
+    needed = [output]
+    for receiver in needed:  # it grows meanwhile
+        needed += [sender for sender in senders.get(receiver, ()) if sender not in needed]
+    for part in (networks, head['networks'], model['backbone'].get('normalize') or {}):
+        for name in {*part} - {*needed}:
+            del part[name]
+    head['topology'] = {name: senders[name] for name in needed if name in senders} or 'none'
+    head.pop('transfer', None)
+    for other in ('auxiliary_head', 'test_cfg'):
+        model.pop(other, None)
+
+
+def seconds_per_iteration(runs: Sequence[Run]) -> float:
+    """Median of the time of a training iteration, with whatever ran beside it."""
+    logs = [log for run in runs for log in training_logs(run.folder)]
+    return statistics.median(line['time'] for log in logs for line in log)
+
+
+def draw_costs(
+    title: str, points: Mapping[str, tuple[float, Sequence[float]]], split: str, out: Path
+) -> None:
+    """Draw mIoU of rows against their operations; points are GMAC and the mIoU of every seed."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for label, (gmac, seeds) in points.items():
+        mean = statistics.mean(seeds)
+        axis.errorbar(gmac, mean, yerr=spread(seeds), fmt='o', capsize=3, label=label)
+    figure.legend(loc='outside right upper', frameon=False)
+    axis.set(title=title, xlabel='GMAC an image', ylabel=f'{split} mIoU (%)')
+    axis.margins(x=0.25, y=0.15)
     save(figure, out)

@@ -14,9 +14,8 @@ from PIL import Image
 
 from mmseg_coop.config import load_config
 from mmseg_coop.visualization.panels import label_maps
+from tests.conftest import MINI
 
-ROOT = Path(__file__).resolve().parents[2]
-MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 PAIR = """
 _base_ = {base!r}
 test_dataloader = dict(
@@ -38,12 +37,6 @@ model = dict(
 )
 """
 )
-
-
-@pytest.fixture(scope='session')
-def mini():
-    """Config of the tiny pair."""
-    return MINI
 
 
 @pytest.fixture(scope='session')

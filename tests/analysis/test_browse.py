@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from mmseg_coop.datasets import CamVidDataset
+from tests.conftest import MINI
 
 TOOL = 'tools/analysis_tools/browse_dataset.py'
 RED = (254, 0, 0)
@@ -28,10 +29,10 @@ def data_root(tmp_path):
 
 
 @pytest.fixture
-def browse(data_root, mini, tool, tmp_path):
+def browse(data_root, tool, tmp_path):
     """Run the tool with a pipeline of nothing but the loading, and a flip."""
 
-    def run(*words, flip=0.0, out='out'):
+    def run(*words, flip=0.0):
         steps = 'train_dataloader.dataset.pipeline'
         options = [
             f'train_dataloader.dataset.data_root={data_root}',
@@ -41,7 +42,7 @@ def browse(data_root, mini, tool, tmp_path):
             f'{steps}.3.cat_max_ratio=1.0',
             f'{steps}.4.prob={flip}',
         ]
-        return tool(TOOL, mini, '--out', tmp_path / out, *words, '--cfg-options', *options)
+        return tool(TOOL, MINI, '--out', tmp_path / 'out', *words, '--cfg-options', *options)
 
     return run
 
@@ -66,7 +67,7 @@ def test_figures_show_what_the_pipeline_feeds(browse, tmp_path):
     np.testing.assert_array_less(labels[20, 90, 1:], 5)  # ignored
 
 
-def test_test_images_are_shown_as_the_evaluation_loads_them(data_root, mini, tool, tmp_path):
+def test_test_images_are_shown_as_the_evaluation_loads_them(data_root, tool, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # viewers turn it by 180 degrees
     image = np.full((16, 24, 3), RED, np.uint8)
@@ -74,7 +75,7 @@ def test_test_images_are_shown_as_the_evaluation_loads_them(data_root, mini, too
     Image.fromarray(image).save(data_root / 'img_dir/train/0.jpg', quality=100, exif=exif)
     prefix = 'test_dataloader.dataset.data_prefix'
     done = tool(
-        *(TOOL, mini, '--split', 'test', '--number', 1, '--out', tmp_path / 'out'),
+        *(TOOL, MINI, '--split', 'test', '--number', 1, '--out', tmp_path / 'out'),
         *('--cfg-options', f'test_dataloader.dataset.data_root={data_root}'),
         *(f'{prefix}.img_path=img_dir/train', f'{prefix}.seg_map_path=ann_dir/train'),
     )
@@ -84,21 +85,15 @@ def test_test_images_are_shown_as_the_evaluation_loads_them(data_root, mini, too
     np.testing.assert_allclose(figure[22 + 180, 180], 0, atol=3)
 
 
-def test_views_are_random_and_repeatable(browse, tmp_path):
+def test_views_are_random_and_repeatable_and_replaced_on_demand(browse, tmp_path):
     shown = []
-    for out in ('one', 'two'):
-        done = browse('--views', 6, '--number', 1, '--start', 1, flip=0.5, out=out)
+    for force in ((), ('--force',)):
+        done = browse('--views', 6, '--number', 1, '--start', 1, *force, flip=0.5)
         assert done.returncode == 0, done.stderr
-        files = sorted((tmp_path / out).iterdir())
+        files = sorted((tmp_path / 'out').iterdir())
         assert [file.name for file in files] == [f'000001_1_{view}.png' for view in range(6)]
         shown.append([file.read_bytes() for file in files])
+        files[0].write_bytes(b'old')
         assert 0 < done.stdout.count('flipped') < 6
     assert shown[0] == shown[1]
     assert len(set(shown[0])) == 2
-
-
-def test_figures_are_replaced_on_demand(browse, tmp_path):
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out/000001_1.png').write_text('mine')
-    assert browse('--start', 1, '--force').returncode == 0
-    assert (tmp_path / 'out/000001_1.png').read_bytes() != b'mine'

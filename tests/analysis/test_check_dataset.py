@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import MINI, ROOT
+
 TOOL = 'tools/analysis_tools/check_dataset.py'
 SIZES = dict(train=3, val=2)
 SPLITS = ('train', 'val', 'test')
@@ -52,13 +53,13 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def check(data, mini, tool, tmp_path):
+def check(data, tool, tmp_path):
     """Run the tool on the data; returns what it printed and its report, if there is one."""
 
     def run(*options, words=(), code=0):
         roots = [f'{split}_dataloader.dataset.data_root={data.root}' for split in SPLITS]
         done = tool(
-            *(TOOL, mini, '--out', tmp_path / 'out/histogram.png'),
+            *(TOOL, MINI, '--out', tmp_path / 'out/histogram.png'),
             *('--json', tmp_path / 'out/report.json', *words, '--cfg-options', *roots, *options),
         )
         assert done.returncode == code, done.stdout + done.stderr

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import runpy
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,31 +10,31 @@ from mmseg.registry import VISUALIZERS
 
 from mmseg_coop.config import load_config
 from mmseg_coop.errors import ConfigError
+from tests.conftest import MINI, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PRINT = 'tools/misc/print_config.py'
 PAIR = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
 NO_C1 = ROOT / 'configs/cross_coop/cross-coop-no-c1_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
 
 
-def test_printed_config_is_the_resolved_one(mini, tool, tmp_path):
-    done = tool(PRINT, mini, '--cfg-options', 'model.decode_head.topology=one_way')
+def test_printed_config_is_the_resolved_one(tool, tmp_path):
+    done = tool(PRINT, MINI, '--cfg-options', 'model.decode_head.topology=one_way')
     (tmp_path / 'printed.py').write_text(done.stdout)
-    expected = Config.fromfile(mini)
+    expected = Config.fromfile(MINI)
     expected.model.decode_head.topology = 'one_way'
     assert Config.fromfile(tmp_path / 'printed.py').to_dict() == expected.to_dict()
 
 
 @pytest.mark.parametrize('suffix', ['.py', '.json', '.yml'])
-def test_written_config_is_the_resolved_one(mini, tool, tmp_path, suffix):
+def test_written_config_is_the_resolved_one(tool, tmp_path, suffix):
     path = tmp_path / 'new' / f'config{suffix}'
-    assert tool(PRINT, mini, '--out', path).returncode == 0
+    assert tool(PRINT, MINI, '--out', path).returncode == 0
     # JSON has no tuples.
     written, expected = (
-        json.dumps(Config.fromfile(file).to_dict(), sort_keys=True) for file in (path, mini)
+        json.dumps(Config.fromfile(file).to_dict(), sort_keys=True) for file in (path, MINI)
     )
     assert written == expected
-    assert tool(PRINT, mini, '--out', path, '--force').returncode == 0
+    assert tool(PRINT, MINI, '--out', path, '--force').returncode == 0
 
 
 def test_parts_and_differences(tool):
@@ -82,11 +81,11 @@ def test_every_config_is_in_a_metafile():
         (dict(Source='guess'), None),
     ],
 )
-def test_figures_say_where_they_come_from(result, cell, mini, tmp_path):
+def test_figures_say_where_they_come_from(result, cell, tmp_path):
     table = runpy.run_path(str(ROOT / 'tools/misc/make_tables.py'))['table']
     model = dict(
         Name='mini',
-        Config=str(mini.relative_to(ROOT)),
+        Config=str(MINI.relative_to(ROOT)),
         Metadata={'Parameters (M)': 1, 'GMAC': 1, 'Input size': '128x128'},
         Results=[dict(Dataset='VOC', Metrics=dict(mIoU=80.5), **result)],
     )
@@ -100,14 +99,14 @@ def test_figures_say_where_they_come_from(result, cell, mini, tmp_path):
 
 
 @pytest.mark.parametrize('backend', ['TensorboardVisBackend', 'WandbVisBackend'])
-def test_other_backends_are_one_line(mini, tool, tmp_path, backend):
+def test_other_backends_are_one_line(tool, tmp_path, backend):
     """As an option of the command line, and as a line of a config that inherits."""
     option = f'visualizer.vis_backends.0.type={backend}'
-    done = tool(PRINT, mini, '--key', 'visualizer', '--cfg-options', option)
+    done = tool(PRINT, MINI, '--key', 'visualizer', '--cfg-options', option)
     assert f"dict(type='{backend}')" in done.stdout
     config = tmp_path / 'config.py'
     config.write_text(
-        f'_base_ = {str(mini)!r}\n'
+        f'_base_ = {str(MINI)!r}\n'
         f"visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='{backend}')])\n"
     )
     cfg = load_config(str(config))

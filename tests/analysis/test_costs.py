@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +18,8 @@ from mmseg_coop.analysis.measure import interleaved_seconds, most_expensive
 from mmseg_coop.apis import build_model
 from mmseg_coop.config import load_config
 from mmseg_coop.errors import ConfigError
+from tests.conftest import MINI, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FLOPS = 'tools/analysis_tools/get_flops.py'
 BENCHMARK = 'tools/analysis_tools/benchmark.py'
 ATTENTION = 'tools/analysis_tools/attention_cost.py'
@@ -31,8 +30,8 @@ DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 CPU = torch.device('cpu')
 
 
-def test_figures_of_the_metafile_are_those_of_the_tool(mini, tool, tmp_path):
-    done = tool(FLOPS, mini, LIGHT, PAIR, DPANET, '--json', tmp_path / 'figures.json')
+def test_figures_of_the_metafile_are_those_of_the_tool(tool, tmp_path):
+    done = tool(FLOPS, MINI, LIGHT, PAIR, DPANET, '--json', tmp_path / 'figures.json')
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / 'figures.json').read_text())
     stated = {}
@@ -48,7 +47,7 @@ def test_figures_of_the_metafile_are_those_of_the_tool(mini, tool, tmp_path):
     pair = figures[PAIR.stem]['parts']
     assert pair['total']['params'] == pytest.approx(114.05, abs=0.01)
     assert 'cooperative paths' not in pair
-    assert list(figures[mini.stem]['parts']) == [
+    assert list(figures[MINI.stem]['parts']) == [
         *('backbone top', 'backbone bottom', 'cooperative paths'),
         *('ASPP top', 'ASPP bottom', 'decoder top', 'decoder bottom', 'total'),
     ]
@@ -91,16 +90,16 @@ def test_layers_and_products_are_counted_as_their_formulas_say_where_they_are():
     assert counts['total']['params'] == pytest.approx((3 * 9 * 8 + 8 + 8 * 8 + 8) / 1e6)
 
 
-def test_size_without_crop_size_is_that_of_the_data_preprocessor(mini, tool, tmp_path):
+def test_size_without_crop_size_is_that_of_the_data_preprocessor(tool, tmp_path):
     preprocessor = 'model = dict(data_preprocessor=dict(size=(48, 64)))\n'
-    (tmp_path / 'config.py').write_text(f'_base_ = {str(mini)!r}\ncrop_size = None\n{preprocessor}')
+    (tmp_path / 'config.py').write_text(f'_base_ = {str(MINI)!r}\ncrop_size = None\n{preprocessor}')
     done = tool(FLOPS, tmp_path / 'config.py')
     assert 'config, 1 x 3 x 48 x 64' in done.stdout.splitlines()
 
 
-def test_benchmark_compares_models_side_by_side(mini, tool, rows):
+def test_benchmark_compares_models_side_by_side(tool, rows):
     words = ('--vs', LIGHT, LIGHT, '--size', '65x65', '--repeats', 2)
-    done = tool(BENCHMARK, mini, *words)
+    done = tool(BENCHMARK, MINI, *words)
     assert done.returncode == 0, done.stderr
     table = rows(done.stdout)
     header = ['model', 'parameters (M)', 'forward (ms)', 'forward peak (MiB)', 'train step (ms)']
@@ -115,30 +114,30 @@ def test_benchmark_compares_models_side_by_side(mini, tool, rows):
         assert float(both[2]) <= min(float(one[2]), float(other[2]))
 
 
-def test_options_are_those_of_the_first_model_which_is_measured_without_as_well(mini, tool, rows):
+def test_options_are_those_of_the_first_model_which_is_measured_without_as_well(tool, rows):
     words = ('--part', 'backbone', '--modes', 'forward', '--size', '33x33', '--repeats', 1)
-    done = tool(BENCHMARK, mini, '--optimize', '--profile', '--vs', mini, *words)
+    done = tool(BENCHMARK, MINI, '--optimize', '--profile', '--vs', MINI, *words)
     assert done.returncode == 0, done.stderr
     assert 'options: fuse=True channels_last=True' in done.stdout
     assert f'torch {torch.__version__.split("+")[0]}' in done.stdout
     table = rows(done.stdout)
     assert table[0][2:] == ['forward (ms)', 'forward peak (MiB)']
     assert [row[0] for row in table[1:4]] == [
-        *(f'0: {mini.stem} with options', f'1: {mini.stem}', f'2: {mini.stem}')
+        *(f'0: {MINI.stem} with options', f'1: {MINI.stem}', f'2: {MINI.stem}')
     ]
     assert len({row[1] for row in table[1:4]}) == 1
-    assert [row[1] for row in table[5:7]] == [f'1: {mini.stem}', f'2: {mini.stem}']
+    assert [row[1] for row in table[5:7]] == [f'1: {MINI.stem}', f'2: {MINI.stem}']
     with_options, without = table[8:13], table[13:]
     assert 'with options' in with_options[0][0]
     assert len(without) == 5
     for profile in (with_options, without):
         shares = [float(row[1].rstrip('%')) for row in profile]
         assert shares == sorted(shares, reverse=True)
-    subject = Subject(load_config(str(mini)), (1, 33, 33), device=CPU, part='backbone')
+    subject = Subject(load_config(str(MINI)), (1, 33, 33), device=CPU, part='backbone')
     for options, has_norms in (({}, True), (dict(fuse=True), False), ({}, True)):
         found = most_expensive(subject.forward(**options), CPU, count=10**6)
         assert any('batch_norm' in key for key, _, _ in found) is has_norms
-    done = tool(BENCHMARK, mini, '--part', 'neck')
+    done = tool(BENCHMARK, MINI, '--part', 'neck')
     assert (done.returncode, done.stdout) == (1, '')
     assert "'neck' is no part of CrossCoopEncoderDecoder, which has data_prep" in done.stderr
 
@@ -174,12 +173,12 @@ def test_a_gpu_is_warmed_up_and_timed_by_events_while_nothing_else_runs(monkeypa
     assert log[10:] == 2 * (each[0] + each[1])
 
 
-def test_growth_is_measured_and_drawn_beside_straight_lines(mini, monkeypatch, tmp_path, capsys):
+def test_growth_is_measured_and_drawn_beside_straight_lines(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(growth, 'NETWORKS', (1, 3))
     monkeypatch.setattr(growth, 'SIDES', ((1, 1), (2, 1)))
     monkeypatch.setattr(growth, 'CLASSES', (2, 5))
     chart = tmp_path / 'growth.png'
-    found = growth.draw_growth(str(mini), out=str(chart), size=(17, 17), repeats=1)
+    found = growth.draw_growth(str(MINI), out=str(chart), size=(17, 17), repeats=1)
     assert Image.open(chart).size[0] > 1000
     assert capsys.readouterr().out.count('| train | memory |') == 3
     points = {what: [x for x, _ in curves['train', 'time']] for what, curves in found.items()}
@@ -188,8 +187,6 @@ def test_growth_is_measured_and_drawn_beside_straight_lines(mini, monkeypatch, t
         assert list(curves) == [(m, q) for m in ('forward', 'train') for q in ('time', 'memory')]
     (_, one), (_, three) = found['networks']['train', 'memory']
     assert 2 < three / one < 5
-    with pytest.raises(FileExistsError):
-        growth.draw_growth(str(mini), out=str(chart))
     with pytest.raises(ConfigError, match='has no networks to vary'):
         growth.draw_growth(str(DPANET), out=str(tmp_path / 'other.png'))
 

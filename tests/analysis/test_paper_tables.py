@@ -5,7 +5,6 @@ import json
 import re
 import statistics
 from functools import partial
-from pathlib import Path
 
 import cv2
 import pytest
@@ -14,8 +13,8 @@ from mmseg.datasets import CityscapesDataset, PascalVOCDataset
 
 from mmseg_coop.analysis.paper_tables import last_iteration
 from mmseg_coop.errors import DataError
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = yaml.safe_load((ROOT / 'tools/analysis_tools/paper_tables.yml').read_text())
 VOC = list(PascalVOCDataset.METAINFO['classes'])
 CITYSCAPES = list(CityscapesDataset.METAINFO['classes'])
@@ -89,7 +88,9 @@ def work_dirs(tmp_path_factory):
 
 
 def test_measured_stands_beside_printed(work_dirs, tmp_path, run):
-    done = run(*work_dirs, '--csv', tmp_path / 'all.csv', '--png', tmp_path / 'all.png')
+    (tmp_path / 'all.png').write_text('old')
+    files = ('--csv', tmp_path / 'new/all.csv', '--png', tmp_path / 'all.png', '--force')
+    done = run(*work_dirs, *files)
     assert done.returncode == 0, done.stderr
     found = tables(done.stdout)
     assert list(found) == [
@@ -144,7 +145,7 @@ def test_measured_stands_beside_printed(work_dirs, tmp_path, run):
     assert 'Connection 1: 80.52 = 80.36 + 0.16 (section 4.5).' in done.stdout
     assert 'Connection 1, Connection 2: 81.51 = 80.36 + 1.15 (section 4.5).' in done.stdout
 
-    lines = list(csv.DictReader((tmp_path / 'all.csv').open()))
+    lines = list(csv.DictReader((tmp_path / 'new/all.csv').open()))
     (line,) = [
         line
         for line in lines
@@ -371,11 +372,3 @@ def test_a_run_is_given_once(run, work_dirs):
     done = run(work_dirs[2], work_dirs[2])
     assert (done.returncode, done.stdout) == (1, '')
     assert "single' is given twice" in done.stderr
-
-
-def test_files_are_written_and_overwritten_on_demand(tmp_path, run):
-    old = tmp_path / 'new/old.csv'
-    for words in ((), ('--force',)):
-        assert run('--csv', old, *words).returncode == 0
-        assert old.read_text().startswith('paper,table,row')
-        old.write_text('old')

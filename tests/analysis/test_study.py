@@ -22,8 +22,8 @@ import yaml
 from mmseg_coop.analysis import study_queue
 from mmseg_coop.analysis.study import Row, read_study
 from mmseg_coop.analysis.study_queue import Queue, Task, display
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / 'configs/studies'
 MINI = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
 

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from tests.conftest import MINI
+
 #: Files that are there before the tools run.
 FILES = {
     'old.png': 'mine',
@@ -62,6 +64,7 @@ ANALYSIS = [
     ('get_flops no_size.py', 1, 'it has neither crop_size nor model.data_preprocessor.size'),
     ('benchmark CONFIG --threads -1', 2, '--threads: has to be at least 1, not -1'),
     ('benchmark gone.py', 1, "config 'gone.py' does not exist"),
+    ('benchmark CONFIG --growth old.png', 1, "'old.png' exists; name another place"),
     (
         'benchmark CONFIG --size 33x33 --batch-size 1 --repeats 1',
         1,
@@ -110,12 +113,12 @@ def files_in(folder):
     ],
 )
 def test_wrong_input_is_one_line_and_nothing_is_written(
-    words, code, message, evaluated, mini, tool, tmp_path
+    words, code, message, evaluated, tool, tmp_path
 ):
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    (tmp_path / 'no_size.py').write_text(f'_base_ = {str(mini)!r}\n{FILES["no_size.py"]}')
+    (tmp_path / 'no_size.py').write_text(f'_base_ = {str(MINI)!r}\n{FILES["no_size.py"]}')
     (tmp_path / 'circle/again').symlink_to(tmp_path / 'circle')
     before = files_in(tmp_path)
     meanings = dict(

@@ -12,9 +12,8 @@ import pytest
 from mmengine.logging import MMLogger
 
 from mmseg_coop.apis.console import Console
+from tests.conftest import MINI, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 #: What the log file has, and the console has not.
 LOG_ONLY = (
     'System environment:',

@@ -16,10 +16,9 @@ from mmseg_coop import create_model, list_models
 from mmseg_coop.apis import load_model
 from mmseg_coop.config import load_config
 from mmseg_coop.errors import CheckpointError, ConfigError
-from tests.conftest import BACKBONES, MINI
+from tests.conftest import BACKBONES, MINI, ROOT
 from tests.test_docs import blocks
 
-ROOT = Path(__file__).resolve().parents[2]
 X = torch.rand(2, 3, 64, 64)
 
 

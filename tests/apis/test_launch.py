@@ -5,7 +5,6 @@ import fcntl
 import os
 import signal
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -14,9 +13,7 @@ from mmseg.registry import MODELS
 from mmseg_coop.apis import build_runner, launch, lock_work_dir, prepare_training, train
 from mmseg_coop.errors import ConfigError
 from mmseg_coop.models.cooperation import resolve_topology
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+from tests.conftest import MINI, ROOT
 
 
 def config(folder, launcher='none'):
@@ -103,7 +100,7 @@ def test_train_refuses_before_it_writes(tmp_path, monkeypatch):
     monkeypatch.setattr('mmseg_coop.apis.training.check_data', lambda *_, **__: None)
     with training(tmp_path / 'run'):
         with pytest.raises(ConfigError, match=r'^work_dir .* is in use by another training'):
-            train(str(CONFIG), work_dir=str(tmp_path / 'run'))
+            train(str(MINI), work_dir=str(tmp_path / 'run'))
         assert os.listdir(tmp_path / 'run') == ['.lock']
 
 
@@ -113,7 +110,7 @@ def test_train_resumes_from_the_latest_or_starts_as_the_config_says(tmp_path, mo
     def prepare():
         options = ['load_from=pretrained.pth']
         cfg = prepare_training(
-            str(CONFIG), work_dir=str(tmp_path), resume='auto', cfg_options=options
+            str(MINI), work_dir=str(tmp_path), resume='auto', cfg_options=options
         )
         return cfg.resume, cfg.load_from
 
@@ -143,7 +140,7 @@ def test_options_for_speed_replace_what_the_config_says(device, amp, wrapper, mo
     options = {'optim_wrapper.type': 'AmpOptimWrapper', 'optim_wrapper.dtype': 'bfloat16'}
     options['custom_hooks'] = [dict(type='CompileHook', backend='eager')]
     cfg = prepare_training(
-        str(CONFIG), cfg_options=options, amp=amp, channels_last=True, compile=True
+        str(MINI), cfg_options=options, amp=amp, channels_last=True, compile=True
     )
     assert cfg.custom_hooks == [*options['custom_hooks'], dict(type='ChannelsLastHook')]
     assert cfg.optim_wrapper.type == wrapper
@@ -154,7 +151,7 @@ def test_options_for_speed_replace_what_the_config_says(device, amp, wrapper, mo
 def test_mixed_precision_leaves_a_wrapper_of_ones_own_alone(monkeypatch):
     with pytest.raises(ConfigError, match=r"optim_wrapper\.type='DeepSpeedOptimWrapper'"):
         prepare_training(
-            str(CONFIG), cfg_options={'optim_wrapper.type': 'DeepSpeedOptimWrapper'}, amp='auto'
+            str(MINI), cfg_options={'optim_wrapper.type': 'DeepSpeedOptimWrapper'}, amp='auto'
         )
 
 
@@ -163,7 +160,7 @@ def test_the_config_that_a_run_writes_builds_the_same_paths(tmp_path, monkeypatc
     # nor is it laid out, which takes a second each time
     monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', None)
     monkeypatch.setattr('mmengine.config.config.FormatCode', None, raising=False)
-    cfg = Config.fromfile(CONFIG)
+    cfg = Config.fromfile(MINI)
     cfg.merge_from_dict(dict(work_dir=str(tmp_path), launcher='none'))
     cfg.model.decode_head.topology = 'one_way'
     runner = build_runner(cfg)
@@ -184,7 +181,7 @@ def test_one_way_configs_have_the_same_paths_when_mmengine_has_written_them(path
 
 
 def test_a_runner_that_splits_the_model_is_refused(tmp_path):
-    cfg = Config.fromfile(CONFIG)
+    cfg = Config.fromfile(MINI)
     cfg.merge_from_dict(dict(work_dir=str(tmp_path), launcher='none', runner_type='FlexibleRunner'))
     with pytest.raises(ConfigError, match=r"'FlexibleRunner' is no Runner: .* run in steps"):
         build_runner(cfg)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -11,9 +9,7 @@ from mmseg.registry import MODELS
 
 from mmseg_coop.apis.model import load_model
 from mmseg_coop.datasets import CamVidDataset
-
-ROOT = Path(__file__).resolve().parents[2]
-MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
+from tests.conftest import MINI
 
 
 @pytest.fixture
@@ -100,8 +96,3 @@ def test_weights_that_do_not_fit(cfg, weights, save, change, message):
     change(changed)
     with pytest.raises(ValueError, match=message):
         load_model(cfg, save(changed))
-
-
-def test_missing_checkpoint(cfg):
-    with pytest.raises(FileNotFoundError, match=r"checkpoint 'gone\.pth' does not exist"):
-        load_model(cfg, 'gone.pth')
