@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.utils import ProgressBar
+from mmengine.utils import track_iter_progress
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
@@ -61,8 +61,7 @@ def browse_dataset(
     visualizer = CoopLocalVisualizer(name='browse_dataset')
     visualizer.dataset_meta = dataset.metainfo
     lines = []
-    bar = ProgressBar(len(files), file=sys.stderr)
-    for index, file in files:
+    for index, file in track_iter_progress(files, file=sys.stderr):
         item = dataset[index]
         inputs, sample = item['inputs'], item['data_samples']
         image = as_image(inputs, preprocessor.get('bgr_to_rgb', False))
@@ -71,10 +70,7 @@ def browse_dataset(
             file.stem, image, sample, draw_pred=False, out_file=str(file), further=further
         )
         lines.append(f'{file.name}: {describe(inputs, sample, dataset.metainfo["classes"])}')
-        bar.update()
-    print(file=sys.stderr)
-    print('\n'.join(lines))
-    print(f'\n{len(files)} figures in {folder}')
+    print('\n'.join([*lines, f'\n{len(files)} figures in {folder}']))
 
 
 def as_image(inputs: torch.Tensor, to_rgb: bool) -> np.ndarray[Any, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmcv.transforms import Compose
 from mmengine.config import Config
-from mmengine.utils import ProgressBar
+from mmengine.utils import track_iter_progress
 from mmseg.registry import DATASETS, TRANSFORMS
 
 from ..apis import check_data
@@ -46,20 +46,14 @@ class Source(NamedTuple):
 
 @dataclass
 class Split:
-    """What the files of a split hold.
+    """What the files of a split hold: how often each label value occurs, ``(256,)``.
 
-    Attributes:
-        name: Its name.
-        sources: Its datasets.
-        labels: Labels that can be read.
-        pixels: Pixels of each label value, ``(256,)``, after the dataset's ``reduce_zero_label``
-            and ``label_map``; those of 255 are the ignored ones.
-        images: Images in which each value occurs, ``(256,)``.
+    That is after the dataset's ``reduce_zero_label`` and ``label_map``; 255 are the ignored pixels.
     """
 
     name: str
     sources: list[Source]
-    labels: int = 0
+    labels: int = 0  #: that can be read
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
 
@@ -202,10 +196,11 @@ def check_source(source: Source, split: Split, workers: int) -> Iterator[tuple[s
     classes, ignored = len(dataset.metainfo.get('classes') or ()), dataset.ignore_index
     outside: dict[str, dict[int, int]] = {}
     known: set[str] = set()
-    bar = ProgressBar(len(source.infos), file=sys.stderr)
     with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda info: read(info, source), source.infos)
-        for info, (faults, counts) in zip(source.infos, results, strict=True):
+        read_files = pool.map(lambda info: read(info, source), source.infos)
+        results = zip(source.infos, read_files, strict=True)
+        progress = track_iter_progress((results, len(source.infos)), file=sys.stderr)
+        for info, (faults, counts) in progress:
             known.update(faults)
             yield from faults.items()
             if counts is not None:
@@ -219,8 +214,6 @@ def check_source(source: Source, split: Split, workers: int) -> Iterator[tuple[s
                 split.labels += 1
                 split.pixels += counts
                 split.images += counts > 0
-            bar.update()
-    print(file=sys.stderr)
     # No listing has dead links among its images, but a training stops at them.
     for link in (link for links in dead_links(dataset).values() for link in links):
         if link not in known:
@@ -290,9 +283,8 @@ def find_notes(found: Sequence[Split], classes: Sequence[str]) -> Iterator[str]:
 def draw(found: Sequence[Split], classes: Sequence[str], path: Path) -> None:
     """Draw the histogram."""
     names = [*classes, 'ignored']
-    figure, axes = plt.subplots(
-        1, 2, figsize=(10, 1.2 + 0.32 * len(names)), sharey=True, layout='constrained'
-    )
+    size = 10, 1.2 + 0.32 * len(names)
+    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True, layout='constrained')
     for which, (axis, title) in enumerate(zip(axes, ('pixels', 'images'), strict=True)):
         bars = {f'{s.name} ({len(s.files)} images)': s.shares(len(classes))[which] for s in found}
         grouped_bars(axis, bars, names, horizontal=True)
