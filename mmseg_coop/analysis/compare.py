@@ -68,11 +68,8 @@ def compare_predictions(
         names = most_different_frames(subjects, pair, most_different)
     folder.mkdir(parents=True, exist_ok=True)
 
-    rows = [['frame', 'figure']]
-    if pair is not None:
-        one, other = (title_of(output, subjects) for output in pair)
-        rows[0] += ['disagreement (%)', 'both right (%)', f'only {one} right (%)']
-        rows[0] += [f'only {other} right (%)', 'neither right (%)']
+    cases = ['disagreement', *cases_of(pair, subjects)] if pair is not None else []
+    rows = [['frame', 'figure', *(f'{case} (%)' for case in cases)]]
     for name in names:
         frame = read_frame(subjects, name, range(len(subjects)))
         image, shares = draw(frame, subjects, pair, columns=columns, panel_width=panel_width)
@@ -235,6 +232,12 @@ def title_of(output: Output, subjects: Sequence[Subject]) -> str:
     return output.name if len(subjects) == 1 else f'{output.model + 1}:{output.name}'
 
 
+def cases_of(pair: tuple[Output, Output], subjects: Sequence[Subject]) -> list[str]:
+    """Which of two outputs may be right, in the order of ``COLORS``."""
+    one, other = (title_of(output, subjects) for output in pair)
+    return ['both right', f'only {one} right', f'only {other} right', 'neither right']
+
+
 def shrink(panel: np.ndarray, width: int) -> np.ndarray:
     """Bring a panel ``(H, W, 3)`` that is wider than ``width`` to it."""
     if panel.shape[1] <= width:
@@ -272,8 +275,8 @@ def draw(
         panels[f'who is right: {one}, {other}'], shares = who_is_right(
             first, second, frame.truth, len(classes)
         )
-        names = ('both right', f'only {one} right', f'only {other} right', 'neither right')
-        texts = [f'{name} {share:.1%}' for name, share in zip(names, shares, strict=True)]
+        cases = zip(cases_of(pair, subjects), shares, strict=True)
+        texts = [f'{case} {share:.1%}' for case, share in cases]
         keys.append(([*texts, 'not labelled'], [*COLORS, (0, 0, 0)]))
     whole = grid({t: shrink(panel, panel_width) for t, panel in panels.items()}, columns=columns)
     return np.concatenate([whole, *(legend(*key, whole.shape[1]) for key in keys)]), shares

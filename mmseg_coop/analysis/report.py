@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from ..apis.files import refuse_existing
+from ..apis.model import refuse_existing
 
 matplotlib.use('Agg')  # no display is needed
 import matplotlib.pyplot as plt  # reads the backend when it is imported

@@ -15,8 +15,7 @@ from torch import Tensor
 from ..engine.hooks.checkpoint_hook import write_atomically
 from ..engine.safe_checkpoint import load_checkpoint_data
 from ..errors import CheckpointError
-from .files import refuse_existing
-from .model import require_file
+from .model import refuse_existing, require_file
 
 StateDict = Mapping[str, Tensor]
 

@@ -24,8 +24,7 @@ from ..models import CoopDataPreProcessor
 from ..models._channels import image_channels
 from ..models.data_preprocessor import reverse_colours
 from ..version import __version__
-from .files import refuse_existing
-from .model import choose_outputs, load_model, split_logits
+from .model import choose_outputs, load_model, refuse_existing, split_logits
 
 Size = tuple[int, int]
 #: Takes images (N, C, H, W), float32, as DeployedModel does; returns logits in the outputs' order.
@@ -108,14 +107,10 @@ def export_onnx(
 
 
 class DeployedModel(nn.Module):
-    """A segmentor with its normalisation, from images to the logits of its outputs.
+    """A segmentor with its normalisation, from images to the logits of some outputs, in order.
 
     An image has RGB of 0 to 255, then the further channels of the pipeline, such as depth, as these
     are stored.
-
-    Args:
-        model: The segmentor.
-        outputs: Names of the outputs it returns, in order.
     """
 
     mean: Tensor
@@ -140,11 +135,7 @@ class DeployedModel(nn.Module):
         self.takes_bgr = self.channels >= 3 and not (converts and fits)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Compute the logits of every output, ``(N, C, H, W)``.
-
-        Args:
-            image: ``(N, C, H, W)``.
-        """
+        """Compute the logits of every output, ``(N, K, H, W)``, of images ``(N, C, H, W)``."""
         x = (reverse_colours(image) if self.takes_bgr else image) - self.mean
         return self.logits(x / self.std)
 
@@ -334,11 +325,7 @@ def _program_runner(file: Path) -> Run:
 def _check(
     run: Run, deployed: DeployedModel, shape: tuple[int, ...], tolerance: float, what: str
 ) -> None:
-    """Compare an exported model with PyTorch on random images, preprocessing included.
-
-    Raises:
-        CoopError: They differ, or the exported model does not run.
-    """
+    """Compare an exported model with PyTorch on random images, preprocessing included."""
     rgb = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     bgr = [reverse_colours(image) for image in torch.from_numpy(rgb)]
     expected = deployed.logits(deployed.model.data_preprocessor(dict(inputs=bgr))['inputs'])

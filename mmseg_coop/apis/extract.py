@@ -25,8 +25,7 @@ from ..models import CoopTTAModel, CrossCoopEncoderDecoder
 from ..models._channels import image_channels
 from ..visualization import CoopLocalVisualizer
 from .convert import as_plain, as_pth
-from .files import refuse_existing
-from .model import build_model, load_model
+from .model import build_model, load_model, refuse_existing
 
 #: What a config is about beside its model and its training.
 _KEPT = (

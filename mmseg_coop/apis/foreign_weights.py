@@ -128,11 +128,7 @@ def restore_batch_norm(state_dict: StateDict, images: Iterable[Tensor]) -> State
 
 
 def find_images(folder: str | Path, limit: int) -> list[Path]:
-    """Find images anywhere below a folder, evenly picked if there are more than the limit.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
+    """Find images anywhere below a folder, evenly picked if there are more than the limit."""
     paths = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise FileNotFoundError(f'no image ({", ".join(IMAGE_SUFFIXES)}) below {str(folder)!r}.')
@@ -142,11 +138,7 @@ def find_images(folder: str | Path, limit: int) -> list[Path]:
 def read_images(
     paths: Iterable[Path], mean: Sequence[float], std: Sequence[float]
 ) -> Iterator[Tensor]:
-    """Read each image as a normalised batch of one, RGB, ``(1, 3, H, W)``.
-
-    Raises:
-        DataError: A file is no image.
-    """
+    """Read each image as a normalised batch of one, RGB, ``(1, 3, H, W)``."""
     for path in paths:
         image = mmcv.imread(path)
         if image is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os.path as osp
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,8 +114,15 @@ def choose_outputs(model: BaseSegmentor, wanted: Sequence[str] | None = None) ->
 
 def require_file(checkpoint: str) -> None:
     """Raise ``FileNotFoundError`` for what is neither a file nor an address that mmengine reads."""
-    if '://' not in checkpoint and not osp.isfile(checkpoint):
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f'checkpoint {checkpoint!r} does not exist.')
+
+
+def refuse_existing(*files: str | Path | None, force: bool) -> None:
+    """Raise ``FileExistsError`` for a folder, and for a file that is there without ``force``."""
+    for file in filter(None, files):
+        if Path(file).is_dir() or (Path(file).exists() and not force):
+            raise FileExistsError(f'{str(file)!r} exists; name another place, or add --force.')
 
 
 def split_logits(model: BaseSegmentor, logits: Tensor) -> dict[str, Tensor]:

@@ -22,8 +22,7 @@ from ..config import load_config
 from ..errors import CoopError, DataError, InputError
 from ..visualization import CoopLocalVisualizer
 from ..visualization.panels import label_maps
-from .files import refuse_existing
-from .model import choose_device, choose_outputs, load_model
+from .model import choose_device, choose_outputs, load_model, refuse_existing
 
 Array = np.ndarray[Any, Any]
 
@@ -145,11 +144,7 @@ def predict_images(
 
 
 def find_images(text: str) -> list[Path]:
-    """Find the images that a file, a folder or a pattern leads to, sorted.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
+    """Find the images that a file, a folder or a pattern leads to, sorted."""
     if osp.isfile(text):
         return [Path(text)]
     candidates = Path(text).iterdir() if osp.isdir(text) else glob.glob(text, recursive=True)
