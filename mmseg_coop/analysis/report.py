@@ -28,8 +28,9 @@ plt.rcParams.update(
 def claim(*paths: str | Path | None, force: bool) -> None:
     """Make the folders of files that are going to be written, see :func:`refuse_existing`."""
     refuse_existing(*paths, force=force)
-    for path in filter(None, paths):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def grouped_bars(

@@ -120,8 +120,8 @@ def require_file(checkpoint: str) -> None:
 
 def refuse_existing(*files: str | Path | None, force: bool) -> None:
     """Raise ``FileExistsError`` for a folder, and for a file that is there without ``force``."""
-    for file in filter(None, files):
-        if Path(file).is_dir() or (Path(file).exists() and not force):
+    for file in files:
+        if file and (Path(file).is_dir() or (Path(file).exists() and not force)):
             raise FileExistsError(f'{str(file)!r} exists; name another place, or add --force.')
 
 
