@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,15 @@ from .measure import (
 from .tables import markdown
 
 MODES = ('forward', 'train')
+
+
+def give_networks(model: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Give the config of a model other networks, copies of its own; ``names`` are old by new."""
+    backbone, head = model['backbone'], model['decode_head']
+    for part, key in ((backbone, 'networks'), (head, 'networks'), (backbone, 'normalize')):
+        own = part.get(key) or {}
+        part[key] = {new: copy.deepcopy(own[old]) for new, old in names.items() if old in own}
+    model.get('test_cfg', {}).pop('output', None)
 
 
 class Subject:

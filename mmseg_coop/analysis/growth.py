@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmengine.config import Config
 
 from ..config import load_config
 from ..errors import ConfigError
-from .benchmark import MODES, Subject
+from .benchmark import MODES, Subject, give_networks
 from .measure import describe, interleaved_seconds, peak_bytes, prepare
 from .report import claim, plt, save
 from .tables import markdown
@@ -83,15 +84,9 @@ def draw_growth(
 def vary(cfg: Config, networks: int, num_classes: int | None = None) -> Config:
     """Give a config another number of networks, its own in turn, or of classes."""
     cfg = copy.deepcopy(cfg)
-    backbone, head = cfg.model.backbone, cfg.model.decode_head
-    names = [name for _ in range(networks) for name in backbone.networks][:networks]
-    for part, key in ((backbone, 'networks'), (head, 'networks'), (backbone, 'normalize')):
-        own = part.get(key) or {}
-        part[key] = {
-            f'{name}{i}': copy.deepcopy(own[name]) for i, name in enumerate(names) if name in own
-        }
-    cfg.model.get('test_cfg', {}).pop('output', None)
-    head.num_classes = num_classes or head.num_classes
+    names = zip(range(networks), itertools.cycle(cfg.model.backbone.networks))
+    give_networks(cfg.model, {f'{name}{index}': name for index, name in names})
+    cfg.model.decode_head.num_classes = num_classes or cfg.model.decode_head.num_classes
     return cfg
 
 
@@ -116,9 +111,7 @@ def _measure(subjects: Mapping[int, Subject], repeats: int, device: torch.device
 
 
 def _draw(found: Mapping[str, Curves], heading: str, out: Path) -> None:
-    figure, axes = plt.subplots(
-        len(UNITS), len(found), figsize=(9, 5.4), layout='constrained', squeeze=False
-    )
+    figure, axes = plt.subplots(len(UNITS), len(found), figsize=(9, 5.4), squeeze=False)
     labels = dict(networks='networks', pixels='pixels (times the smallest)', classes='classes')
     for column, (what, curves) in enumerate(found.items()):
         for row, (quantity, unit) in enumerate(UNITS.items()):

@@ -317,7 +317,6 @@ def draw(tables: Sequence[Table], path: Path) -> None:
     figure, axes = plt.subplots(
         len(tables),
         figsize=(11, 0.5 + 0.9 * len(tables) + 0.45 * sum(counts)),
-        layout='constrained',
         squeeze=False,
         height_ratios=[count + 1 for count in counts],
     )

@@ -17,7 +17,7 @@ from ..config import image_size, load_config
 from ..engine.hooks.checkpoint_hook import write_atomically
 from ..errors import DataError
 from ..models.cooperation import resolve_topology
-from .benchmark import Subject
+from .benchmark import Subject, give_networks
 from .flops import count
 from .measure import describe, interleaved_seconds
 from .report import plt, save
@@ -113,9 +113,7 @@ def draw_results(title: str, values: Values, out: Path) -> None:
     splits = list(dict.fromkeys(key[2] for key in values))
     names = list(dict.fromkeys(key[:2] for key in values))
     size = 1 + 6 * len(splits), 1.2 + 0.3 * len(names)
-    figure, axes = plt.subplots(
-        1, len(splits), figsize=size, layout='constrained', squeeze=False, sharey=True
-    )
+    figure, axes = plt.subplots(1, len(splits), figsize=size, squeeze=False, sharey=True)
     figure.suptitle(title)
     for axis, split in zip(axes[0], splits, strict=True):
         drawn = {y: list(values.get((*name, split), {}).values()) for y, name in enumerate(names)}
@@ -167,13 +165,10 @@ def keep_needed(model: dict[str, Any], output: str) -> None:
     needed = [output]
     for receiver in needed:  # it grows meanwhile
         needed += [sender for sender in senders.get(receiver, ()) if sender not in needed]
-    for part in (networks, head['networks'], model['backbone'].get('normalize') or {}):
-        for name in {*part} - {*needed}:
-            del part[name]
+    give_networks(model, {name: name for name in networks if name in needed})
     head['topology'] = {name: senders[name] for name in needed if name in senders} or 'none'
     head.pop('transfer', None)
-    for other in ('auxiliary_head', 'test_cfg'):
-        model.pop(other, None)
+    model.pop('auxiliary_head', None)
 
 
 def seconds_per_iteration(runs: Sequence[Run]) -> float:
@@ -186,7 +181,7 @@ def draw_costs(
     title: str, points: Mapping[str, tuple[float, Sequence[float]]], split: str, out: Path
 ) -> None:
     """Draw mIoU of rows against their operations; points are GMAC and the mIoU of every seed."""
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    figure, axis = plt.subplots(figsize=(7, 4.5))
     for label, (gmac, seeds) in points.items():
         mean = statistics.mean(seeds)
         axis.errorbar(gmac, mean, yerr=spread(seeds), fmt='o', capsize=3, label=label)

@@ -91,15 +91,15 @@ def export_onnx(
                 f'{other}.'
             ) from error
         _add_metadata(parts[0], values)
-        runs = [('ONNX', onnx_runner(parts[0], deployed.outputs), batch, shapes)]
+        run = onnx_runner(parts[0], deployed.outputs)
+        for shape in shapes:
+            _check(run, deployed, (batch, deployed.channels, *shape), tolerance, 'ONNX')
         if program:
-            sizes = shapes + _write_program(deployed, example[:1], parts[1], dynamic, values)
-            runs.append(('torch.export', _program_runner(parts[1]), 1, sizes))
-        while runs:  # taken out, because a run keeps its file open
-            what, run, count, sizes = runs.pop(0)
-            for shape in sizes:
-                _check(run, deployed, (count, deployed.channels, *shape), tolerance, what)
-        del run
+            shapes += _write_program(deployed, example[:1], parts[1], dynamic, values)
+            run = _program_runner(parts[1])
+            for shape in shapes:
+                _check(run, deployed, (1, deployed.channels, *shape), tolerance, 'torch.export')
+        del run  # which keeps its file open
         for part, file in zip(parts, files, strict=True):
             os.replace(part, file)
             megabytes = file.stat().st_size / 2**20
