@@ -143,30 +143,24 @@ class ConsoleHook(Hook):
         )
 
     @override
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    def _after_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+        mode: str = 'train',
     ) -> None:
-        hub, done = runner.message_hub, runner.iter + 1
-        scalars = {key: hub.log_scalars.get(f'train/{key}') for key in ('loss', 'lr')}
-        text = [f'{key} {scalar.current():.4g}' for key, scalar in scalars.items() if scalar]
-        self._show(runner, 'train', done, runner.max_iters, *text)
-
-    @override
-    def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
-        self._show(runner, 'val', batch_idx + 1, len(runner.val_dataloader))
-
-    @override
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
-        self._show(runner, 'test', batch_idx + 1, len(runner.test_dataloader))
-
-    def _show(self, runner: Runner, split: str, done: int, total: int, *parts: str) -> None:
-        left = timedelta(seconds=int(runner.message_hub.runtime_info.get('eta', 0)))
-        text = '  '.join([f'{split:<12}{done}/{total}', *parts, f'{left} left'])
-        is_last = split == 'train' and done == total
+        parts, hub = [], runner.message_hub
+        if mode == 'train':
+            done, total = runner.iter + 1, runner.max_iters
+            scalars = {key: hub.log_scalars.get(f'train/{key}') for key in ('loss', 'lr')}
+            parts = [f'{key} {scalar.current():.4g}' for key, scalar in scalars.items() if scalar]
+        else:
+            done, total = batch_idx + 1, len(getattr(runner, f'{mode}_dataloader'))
+        left = timedelta(seconds=int(hub.runtime_info.get('eta', 0)))
+        text = '  '.join([f'{mode:<12}{done}/{total}', *parts, f'{left} left'])
+        is_last = mode == 'train' and done == total
         self.console.progress(text, is_due=is_last or done % self.interval == 0)
 
     @override
