@@ -66,9 +66,8 @@ def confusion_matrix(
 
 def normalized(matrix: np.ndarray, by: str) -> np.ndarray:
     """Counts ``(K, K)`` as shares in percent; NaN for a class that never occurs."""
-    total = matrix.sum(axis=1 if by == 'label' else 0, keepdims=True)
-    empty = np.full(matrix.shape, np.nan)
-    return 100 * np.divide(matrix, total, out=empty, where=np.broadcast_to(total > 0, matrix.shape))
+    with np.errstate(invalid='ignore'):
+        return 100 * matrix / matrix.sum(axis=1 if by == 'label' else 0, keepdims=True)
 
 
 def draw(matrix: np.ndarray, classes: list[str], title: str, by: str, path: Path) -> None:

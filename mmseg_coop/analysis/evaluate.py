@@ -160,5 +160,5 @@ def maps_of(sample: Any, shape: Sequence[int] = ()) -> tuple[np.ndarray, dict[st
 def class_iou(matrix: np.ndarray) -> np.ndarray:
     """IoU of every class in percent, ``(K,)``; NaN for a class that occurs nowhere."""
     true = np.diag(matrix)
-    union = matrix.sum(0) + matrix.sum(1) - true
-    return 100 * np.divide(true, union, out=np.full(len(true), np.nan), where=union > 0)
+    with np.errstate(invalid='ignore'):
+        return 100 * true / (matrix.sum(0) + matrix.sum(1) - true)

@@ -58,7 +58,8 @@ def write_results(study: Study, out: Path, device: torch.device) -> None:
                     facts = (run.seed, run.best['iteration'], figure['mIoU'])
                     figures.append((*about, *facts, iou, file))
         if runs:
-            seconds[row.label] = seconds_per_iteration(runs)
+            logs = [log for run in runs for log in training_logs(run.folder)]
+            seconds[row.label] = statistics.median(line['time'] for log in logs for line in log)
             outputs = dict.fromkeys(key[1] for key in values if key[0] == row.label)
             costs[row.label] = costs_of(row, outputs, device)
     if not figures:
@@ -169,12 +170,6 @@ def keep_needed(model: dict[str, Any], output: str) -> None:
     head['topology'] = {name: senders[name] for name in needed if name in senders} or 'none'
     head.pop('transfer', None)
     model.pop('auxiliary_head', None)
-
-
-def seconds_per_iteration(runs: Sequence[Run]) -> float:
-    """Median of the time of a training iteration, with whatever ran beside it."""
-    logs = [log for run in runs for log in training_logs(run.folder)]
-    return statistics.median(line['time'] for log in logs for line in log)
 
 
 def draw_costs(

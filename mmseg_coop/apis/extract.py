@@ -86,7 +86,9 @@ def extract_network(
     plain.load_state_dict(weights)
     difference = _compare(model, plain, network, image_size(cfg))
     needed = sorted({part.__name__ for part in _ours(kept) if part not in _LIKE_THEIR_BASES})
-    imports = [name for name in _imports(cfg) if name != 'mmseg_coop']
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else imports
+    imports = [name for name in imports if name != 'mmseg_coop']
     if needed:
         imports.insert(0, 'mmseg_coop')
     else:
@@ -178,11 +180,6 @@ def _compare(
             'works otherwise alone than in the model, or differently each time.'
         )
     return difference
-
-
-def _imports(cfg: Config) -> list[str]:
-    imports = (cfg.get('custom_imports') or {}).get('imports') or []
-    return [imports] if isinstance(imports, str) else list(imports)
 
 
 def _ours(part: Any) -> Iterator[type]:

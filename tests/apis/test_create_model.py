@@ -11,7 +11,6 @@ import torch
 from mmseg.apis import inference_model
 from mmseg.registry import MODELS
 
-import mmseg_coop
 from mmseg_coop import create_model, list_models
 from mmseg_coop.apis import load_model
 from mmseg_coop.config import load_config
@@ -159,7 +158,3 @@ MANY = 'cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513'
 def test_wrong_names_and_arguments_are_said_with_proposals(words, arguments, error, message):
     with pytest.raises(error, match=message):
         create_model(*words, **{'num_classes': 3, **arguments})
-
-
-def test_the_functions_are_those_of_the_package():
-    assert mmseg_coop.create_model is mmseg_coop.apis.create_model
