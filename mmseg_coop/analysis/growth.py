@@ -122,10 +122,10 @@ def _draw(found: Mapping[str, Curves], heading: str, out: Path) -> None:
                 x, y = np.array(points, dtype=float).T
                 axis.plot(x, start + slope * x, color=color, linewidth=1, linestyle='--')
                 axis.plot(x, y, 'o', color=color, label=f'{mode}, within {distance:.0%}')
-            axis.set(xlim=(0, None), ylim=(0, None), xlabel=labels[what])
-            axis.set_ylabel(f'{quantity} ({unit})')
-            axis.label_outer()
+            axis.set(xlim=(0, None), ylim=(0, None))
             axis.grid(alpha=0.3)
             axis.legend(frameon=False, fontsize=8)
+            axes[row, 0].set_ylabel(f'{quantity} ({unit})')
+        axes[-1, column].set_xlabel(labels[what])
     figure.suptitle(f'{heading}; dashed: straight lines')
     save(figure, out)
