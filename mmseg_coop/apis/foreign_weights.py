@@ -26,15 +26,13 @@ def convert_efficientnet_lite0(state_dict: StateDict) -> StateDict:
     project = dict(_depthwise_conv='conv_dw', _bn1='bn1', _project_conv='conv_pw', _bn2='bn2')
     expand = dict(_expand_conv='conv_pw', _bn0='bn1', _depthwise_conv='conv_dw', _bn1='bn2')
     expand.update(_project_conv='conv_pwl', _bn2='bn3')
-    for number, block in enumerate(_number_blocks(1, 2, 2, 3, 3, 4, 1)):
+    for number, block in enumerate(_number_blocks((1, 2, 2, 3, 3, 4, 1))):
         for foreign, own in (expand if number else project).items():
             names[f'_blocks.{number}.{foreign}'] = f'blocks.{block}.{own}'
     names = {foreign: f'timm_model.{own}' for foreign, own in names.items()}
     backbone = TIMMBackbone('efficientnet_lite0', features_only=True, pretrained=False)
-    left_out, origin = (
-        ('_conv_head.', '_bn1.', '_fc.'),
-        'EfficientNet-Lite0 in EfficientNet-PyTorch',
-    )
+    left_out = ('_conv_head.', '_bn1.', '_fc.')
+    origin = 'EfficientNet-Lite0 in EfficientNet-PyTorch'
     return _rename(state_dict, names, left_out, origin, backbone)
 
 
@@ -44,20 +42,19 @@ def convert_torchvision_mobilenet_v2(state_dict: StateDict) -> StateDict:
     The last 1x1 convolution and the classifier are left out.
     """
     names = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn'}
-    for number, block in enumerate(_number_blocks(1, 2, 3, 4, 3, 3, 1), start=1):
-        stage, index = block.split('.')
+    for number, block in enumerate(_number_blocks((1, 2, 3, 4, 3, 3, 1), first=1), start=1):
         # The first block does not expand. The projection stands beside the units before it.
         units = ['0.0', '0.1', '1', '2'] if number == 1 else ['0.0', '0.1', '1.0', '1.1', '2', '3']
         for place, unit in enumerate(units):
             own = f'conv.{place // 2}.{("conv", "bn")[place % 2]}'
-            names[f'features.{number}.conv.{unit}'] = f'layer{int(stage) + 1}.{index}.{own}'
+            names[f'features.{number}.conv.{unit}'] = f'layer{block}.{own}'
     left_out, origin = ('features.18.', 'classifier.'), "torchvision's MobileNetV2"
     return _rename(state_dict, names, left_out, origin, MobileNetV2())
 
 
-def _number_blocks(*counts: int) -> list[str]:
+def _number_blocks(counts: Sequence[int], first: int = 0) -> list[str]:
     """``'{stage}.{index}'`` of all blocks, by the number of blocks in each stage."""
-    return [f'{stage}.{index}' for stage, count in enumerate(counts) for index in range(count)]
+    return [f'{stage}.{i}' for stage, count in enumerate(counts, first) for i in range(count)]
 
 
 def _rename(

@@ -57,8 +57,13 @@ def prepare_data(
     if reason:
         print(f'Images are taken whole, and nothing is measured: {reason}.')
     if out is not None:
-        options = dict(outputs=output == 'all' and 'all', palette=palette, format_only=bool(reason))
-        wanted = dict(output_dir=out, **{key: value for key, value in options.items() if value})
+        wanted: dict[str, Any] = dict(output_dir=out)
+        if output == 'all':
+            wanted['outputs'] = 'all'
+        if palette:
+            wanted['palette'] = True
+        if reason:
+            wanted['format_only'] = True
         writer = choose_writer(evaluators, wanted)
         others = [e for e in evaluators if e is not writer and not reason]
         cfg.test_evaluator = [*others, writer]
