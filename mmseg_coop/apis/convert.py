@@ -61,7 +61,11 @@ def convert_checkpoint(
 def publish_checkpoint(source: str | Path, destination: str | Path, *, force: bool = False) -> Path:
     """Keep the weights and the classes of a checkpoint, in a file that is named after its hash.
 
-    The first 8 digits of the file's SHA-256 go behind ``NAME.pth`` or ``NAME.safetensors``.
+    Args:
+        source: Checkpoint of a training.
+        destination: ``NAME.pth`` or ``NAME.safetensors``. The first 8 digits of the file's SHA-256
+            go behind the name.
+        force: Whether to replace a file. Defaults to False.
 
     Returns:
         The file.
