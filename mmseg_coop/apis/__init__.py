@@ -1,7 +1,4 @@
-"""What the tools do, as functions: train, test, predict, export, load a trained model.
-
-Arguments that are not explained here are the options of the tools, whose ``--help`` does.
-"""
+"""What the tools do, as functions: train, test, predict, export, load a trained model."""
 
 from .console import Console
 from .convert import convert_checkpoint, publish_checkpoint

@@ -52,6 +52,24 @@ def export_onnx(
 ) -> None:
     """Export a model, compare it with PyTorch, and only then put the files in their place.
 
+    Args:
+        config: Config file.
+        checkpoint: Checkpoint: a file, or an address that mmengine reads.
+        out: ONNX file to write. Defaults to None: beside the checkpoint, under its name.
+        size: Height and width of the image. Defaults to None: those of the training.
+        dynamic: Whether to take images of any size (and, by tracing, batches of any size). Defaults
+            to False.
+        outputs: Names of the outputs to export. Defaults to None: all.
+        exporter: ``'trace'`` (the default), or ``'dynamo'``, which goes through ``torch.export``.
+        opset: Version of the ONNX operators. Defaults to None: 17 by tracing, else 18.
+        program: Whether to write what ``torch.export`` makes of the model as well, as a ``.pt2``
+            file. Defaults to False.
+        tolerance: Largest difference to PyTorch, relative to the largest logit, or to 1 if the
+            logits are smaller. Defaults to 1e-4.
+        optimize: Whether to fold batch norms. Defaults to False.
+        force: Whether to replace files. Defaults to False.
+        cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
+
     Raises:
         CoopError: An argument does not fit the model or the installed packages, or what was
             exported computes something else; then nothing is written.

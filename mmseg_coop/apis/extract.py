@@ -59,6 +59,14 @@ def extract_network(
     backbone has a normalisation of its own: this becomes the data preprocessor's, in place of an
     affine behind it, which rounds differently.
 
+    Args:
+        config: Config file.
+        checkpoint: Checkpoint: a file, or an address that mmengine reads.
+        network: Name of the network, which names the files as well.
+        out: Folder.
+        force: Whether to replace files. Defaults to False.
+        cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
+
     Returns:
         The config file and the checkpoint.
 

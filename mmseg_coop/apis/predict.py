@@ -107,7 +107,15 @@ def predict_images(
 ) -> None:
     """Segment images, and write one image of all outputs for each.
 
-    Further options are those of :class:`Predictor`.
+    Args:
+        images: A file, a folder or a pattern such as ``'street/*.jpg'``.
+        config: Config file.
+        checkpoint: Checkpoint.
+        out: Folder to write to. Defaults to ``'outputs'``.
+        labels: Whether to write the label maps as well, as ``out/OUTPUT/NAME.png``. Defaults to
+            False.
+        force: Whether to replace files. Defaults to False.
+        **options: As of :class:`Predictor`.
 
     Raises:
         OSError: There are no images, or files would be replaced.
@@ -186,8 +194,19 @@ def predict_video(
 ) -> None:
     """Segment the frames of a video, and write or show all outputs.
 
-    A frame has three channels, so this is for models of colour images. Further options are those of
-    :class:`Predictor`.
+    A frame has three channels, so this is for models of colour images.
+
+    Args:
+        video: Video file, or the number of a camera.
+        config: Config file.
+        checkpoint: Checkpoint.
+        out: Video to write. Defaults to None: none.
+        show: Whether to show the frames in a window, until q is pressed. Defaults to False.
+        fourcc: Codec of the written video. Defaults to ``'mp4v'``.
+        fps: Frames a second. Defaults to None: the input's.
+        max_frames: Where to stop. Defaults to None: at the end.
+        force: Whether to replace the video. Defaults to False.
+        **options: As of :class:`Predictor`.
 
     Raises:
         OSError: The video does not exist, or ``out`` does.
