@@ -174,6 +174,17 @@ def measure_attentions(
 ) -> None:
     """Measure attentions and print a table of each size.
 
+    Args:
+        sizes: Heights and widths of the maps.
+        channels: Channels of the maps, at least 8. Defaults to 512.
+        batch_size: Maps at a time. Defaults to 1.
+        train: Whether to measure the training step as well. Defaults to False.
+        only: Names of attentions, see ``ATTENTIONS``. Defaults to None: all.
+        memory: What to stay within, in GiB. Defaults to None: what is free.
+        repeats: Timed rounds. Defaults to 5.
+        threads: CPU threads. Defaults to None: torch's choice.
+        device: Where they run. Defaults to None: CUDA where there is one.
+
     Raises:
         ConfigError: There is no such attention or device.
     """
@@ -239,7 +250,12 @@ def _measure(
 
 
 def count_as_the_paper(sizes: Sequence[tuple[int, int]], channels: int = 2048) -> None:
-    """Print table 1 of the paper: its count of operations, beside the true one."""
+    """Print table 1 of the paper: its count of operations, beside the true one.
+
+    Args:
+        sizes: Heights and widths of the maps.
+        channels: Channels of the maps. Defaults to 2048.
+    """
     inner, anchors = channels // 8, 325
     rows = [['attention', 'map', 'counted GFLOPs', 'true GMAC']]
     for height, width in sizes:

@@ -155,6 +155,25 @@ def benchmark(
     The options of speed are those of the first model. It is then measured as it is as well, and so
     are those it is compared with: in float32, one operation after the other.
 
+    Args:
+        config: Config of the model.
+        vs: Configs to compare it with. Defaults to none.
+        part: Dotted name of a part to measure alone, such as ``'backbone'``. Defaults to None.
+        modes: ``'forward'``, ``'train'`` or both. Defaults to both.
+        size: Height and width of the images. Defaults to 513 x 513.
+        batch_size: Images at a time. Defaults to 2.
+        repeats: Timed rounds. Defaults to 5.
+        threads: CPU threads. Defaults to None: torch's choice.
+        device: Where the models run. Defaults to None: CUDA where there is one.
+        optimize: Whether the forward pass is that of :func:`optimize_for_inference`. Defaults to
+            False.
+        dtype: What the forward pass computes in. Defaults to None: float32.
+        amp: See :meth:`Subject.train`.
+        channels_last: Whether memory is laid out as NHWC. Defaults to False.
+        compile: Whether to compile the model. Defaults to False.
+        profile: Whether to print the five most expensive operators of the first model, with the
+            options and without. Defaults to False.
+
     Raises:
         CoopError: A config is at fault, a model cannot be run at the size, there is no such device.
         OSError: A config does not exist.

@@ -34,6 +34,17 @@ def browse_dataset(
 ) -> None:
     """Draw images and labels as they leave the pipeline, and print a line on each.
 
+    Args:
+        config: Config file.
+        split: Whose data. Defaults to ``'train'``.
+        number: Images. Defaults to 8.
+        start: Index of the first. Defaults to 0.
+        views: Random views of each. Defaults to 1.
+        seed: Of the augmentations. Defaults to 0.
+        out: Folder. Defaults to None: ``browse_dataset`` in the work directory of the config.
+        force: Whether to replace files. Defaults to False.
+        cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
+
     Raises:
         ConfigError: The config is at fault, has no such split or image, or feeds no images.
         DataError: The data cannot be used.

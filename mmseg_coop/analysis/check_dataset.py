@@ -81,6 +81,17 @@ def check_dataset(
 ) -> list[Problem]:
     """Check all files of a config's data, print what is wrong and how often each class occurs.
 
+    Args:
+        config: Config file.
+        splits: What to check. Defaults to all that the config has.
+        out: Histogram of the classes. Defaults to None: ``check_dataset.png`` in the work directory
+            of the config.
+        json: File that all findings are also written to. Defaults to None.
+        force: Whether to replace files. Defaults to False.
+        show: Rows of problems that are printed, 0 for all. Defaults to 20.
+        workers: Threads that read files. Defaults to 8.
+        cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
+
     Returns:
         What is wrong.
 

@@ -43,8 +43,17 @@ def compare_predictions(
 ) -> None:
     """Draw input, truth and outputs of frames, and print where two outputs are right.
 
-    Each of the models is its config, its checkpoint and, if not all are to be shown, its outputs
-    joined by commas. Further options are those of :func:`open_model`, for all of them.
+    Args:
+        models: Config, checkpoint and, if not all are to be shown, outputs joined by commas.
+        out: Folder.
+        frames: Names of images. Defaults to None: those that ``most_different`` finds.
+        most_different: How many of the frames with the largest disagreement. Defaults to None.
+        between: The two outputs to compare, ``OUTPUT`` of the first model or ``NUMBER:OUTPUT``.
+            Defaults to None: of the first model with several networks, or of the first two models.
+        force: Whether the folder may hold files. Defaults to False.
+        columns: Panels in a row. Defaults to 4.
+        panel_width: Wider panels are shrunk to it, in pixels. Defaults to 640.
+        **options: As of :func:`open_model`, for all models.
 
     Raises:
         ConfigError: An output or a frame does not fit.

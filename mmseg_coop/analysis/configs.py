@@ -25,6 +25,14 @@ def print_config(
 ) -> bool:
     """Print or write a config: bases merged, options applied. A slip in it stays to be seen.
 
+    Args:
+        config: Config file.
+        key: Print this part only: keys and indices of lists joined by dots. Defaults to None.
+        diff: Config file; print only the lines in which it differs. Defaults to None.
+        out: Config file to write instead. Defaults to None.
+        force: Whether to replace it. Defaults to False.
+        cfg_options: ``KEY=VALUE`` each. Defaults to none.
+
     Returns:
         Whether there is a difference.
 

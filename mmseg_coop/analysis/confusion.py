@@ -30,8 +30,15 @@ def confusion_matrix(
 ) -> dict[str, np.ndarray]:
     """Write the confusion matrix of every output as CSV and figure, and print the scores.
 
-    The folder is ``confusion_matrix`` in the work directory of the config if ``out`` names no
-    other. Further options are those of :func:`open_subject`.
+    Args:
+        config: Config file.
+        checkpoint: Checkpoint file.
+        split: Data to evaluate it on. Defaults to ``'test'``.
+        max_images: Stop after that many images. Defaults to None: all.
+        normalize: What sums to 100 % in the figure, a key of ``SHARES``. Defaults to ``'label'``.
+        out: Folder. Defaults to None: ``confusion_matrix`` in the work directory of the config.
+        force: Whether to replace files. Defaults to False.
+        **options: As of :func:`open_subject`.
 
     Returns:
         Counts ``(K, K)`` by output, labels as rows and predictions as columns.

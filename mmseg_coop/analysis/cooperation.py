@@ -185,8 +185,15 @@ def analyze_cooperation(
 ) -> None:
     """Write and print what the paths of a trained model do.
 
-    The folder is ``analyze_cooperation`` in the work directory of the config if ``out`` names no
-    other. Further options are those of :func:`open_subject`.
+    Args:
+        config: Config file.
+        checkpoint: Checkpoint file.
+        split: Data to evaluate it on. Defaults to ``'test'``.
+        max_images: Stop after that many images. Defaults to None: all.
+        cka_positions: Positions of every image at which features are compared. Defaults to 64.
+        out: Folder. Defaults to None: ``analyze_cooperation`` in the work directory of the config.
+        force: Whether to replace files. Defaults to False.
+        **options: As of :func:`open_subject`.
 
     Raises:
         ConfigError: The model has no networks that could cooperate.

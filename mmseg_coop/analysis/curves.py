@@ -31,6 +31,14 @@ def plot_logs(
 ) -> None:
     """Draw loss, learning rate and the mIoU of every output, and print the last and the best.
 
+    Args:
+        runs: Work directories or ``scalars.json`` files.
+        out: File to write. Defaults to ``'curves.png'``.
+        force: Whether to replace it. Defaults to False.
+        names: Names of the runs. Defaults to None: of their folders.
+        losses: Whether to draw every network's losses. Defaults to False: only their sum.
+        smooth: How many successive logged losses to draw the means of. Defaults to 1.
+
     Raises:
         DataError: A file is no log, or holds neither losses nor mIoU.
         OSError: There is no such run, or a file would be replaced.

@@ -40,6 +40,14 @@ def get_flops(
 ) -> dict[str, dict[str, Any]]:
     """Count models and print a table of each.
 
+    Args:
+        configs: Config files.
+        size: Height and width of the image. Defaults to None: those of the training.
+        json: File that is also written. Defaults to None.
+        force: Whether to replace it. Defaults to False.
+        cfg_options: Values that override those of all configs, see :func:`load_config`. Defaults to
+            None.
+
     Returns:
         ``size``, and what :func:`count` returns as ``parts``, by name of the config.
 

@@ -45,6 +45,16 @@ def draw_growth(
 
     The networks are those of the config, taken in turn.
 
+    Args:
+        config: Config of a model with several networks.
+        out: Chart to write.
+        size: Height and width of the smallest images. Defaults to 513 x 513.
+        batch_size: Images at a time. Defaults to 2.
+        repeats: Timed rounds. Defaults to 5.
+        threads: CPU threads. Defaults to None: torch's choice.
+        device: Where the models run. Defaults to None: CUDA where there is one.
+        force: Whether to replace the chart. Defaults to False.
+
     Returns:
         Points by what is varied and, below it, by mode and quantity.
 

@@ -38,8 +38,16 @@ def paper_tables(
 ) -> None:
     """Print the tables of the papers with the figures of runs.
 
-    ``root`` is the folder with the project's ``configs`` and ``tools``. Work directories that hold
-    no run of a row are left out with a line; a study stands for its runs.
+    Args:
+        work_dirs: Where runs have written, or studies, whose runs are meant. Folders that hold no
+            run of a row are left out with a line. Defaults to none.
+        root: The folder with the project's ``configs`` and ``tools``.
+        tables: A paper, see ``paper_tables.yml``. Defaults to ``'all'``.
+        csv: File that gets one line a figure. Defaults to None.
+        png: File that gets a bar chart of mIoU. Defaults to None.
+        force: Whether to replace files. Defaults to False.
+        unfinished: Whether to take runs that are not finished as well. Defaults to False.
+        server: ``CONFIG=MIOU`` each, as a test server has measured it. Defaults to none.
 
     Raises:
         ConfigError: A run is given twice, or a server's figure belongs to no row.

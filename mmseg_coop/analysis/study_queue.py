@@ -45,7 +45,18 @@ def run_study(
 ) -> None:
     """Run what a study has not run yet, then write and print its tables.
 
-    ``root`` is the folder with the project's ``configs`` and ``tools``.
+    Args:
+        study: File of the study, or the name of one in ``configs/studies``.
+        root: The folder with the project's ``configs`` and ``tools``.
+        out: Folder of the study. Defaults to None: ``work_dirs/{name of the file}``.
+        rows: Labels of the rows to run. Defaults to None: all.
+        seeds: Seeds. Defaults to None: those of the study.
+        iterations: Length of every run, with its schedule. Defaults to None: the study's, or else
+            those of the configs.
+        jobs: Number of runs at once. Defaults to 1.
+        device: ``'cpu'`` keeps off the GPU. Defaults to None.
+        test: Whether to evaluate the checkpoint chosen on val on the test split. Defaults to False.
+        cfg_options: ``KEY=VALUE`` words that override those of all configs. Defaults to None.
 
     Raises:
         ConfigError: The study cannot be meant as it is, or its folder is not its own.
