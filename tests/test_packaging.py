@@ -182,9 +182,7 @@ def test_source_distribution_builds_the_same_wheel(project, wheel, tmp_path):
 
 def test_command_of_the_wheel_finds_its_tools_and_configs(python, tmp_path):
     command = (python, '-m', 'mmseg_coop_cli')
-    assert re.search(
-        '^  predict  +Segment an image', run(*command, '--help', cwd=tmp_path), re.M
-    )
+    assert re.search('^  predict  +Segment an image', run(*command, '--help', cwd=tmp_path), re.M)
     words = ('--layout', 'camvid', '--out', 'data', '--train', 1, '--val', 1, '--size', '64x64')
     run(*command, 'make-mini-dataset', *words, cwd=tmp_path)
     assert len(list(tmp_path.glob('data/*/test/*'))) == 2

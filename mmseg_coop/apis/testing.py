@@ -16,10 +16,9 @@ from ..config import config_errors, forget_pretrained, load_config
 from ..datasets.faults.walk import iter_datasets
 from ..errors import ConfigError
 from .console import Console
-from .files import refuse_existing
 from .label_maps import prepare_data
 from .launch import build_runner
-from .model import require_file
+from .model import refuse_existing, require_file
 from .optimize import optimize_for_inference
 
 
