@@ -69,7 +69,8 @@ suite: $(STAMP) ## run the doctests and the suite
 .PHONY: test-slow
 test-slow: $(STAMP) ## run the tests that `make test` leaves out
 	@echo 'make: running the slow tests in $(JOBS) processes'
-	@$(ONE_THREAD) $(PY) -m pytest -m slow -n $(JOBS) --dist loadfile tests
+	@# few and long: no process waits for another's last file
+	@$(ONE_THREAD) $(PY) -m pytest -m slow -n $(JOBS) --dist worksteal tests
 
 .PHONY: test-cuda
 test-cuda: $(STAMP) ## run the tests that are for a GPU; what they measure goes to build/cuda

@@ -31,9 +31,10 @@ from mmseg.registry import DATASETS, METRICS, MODELS
 from PIL import Image
 
 import mmseg_coop
+from mmseg_coop.analysis import study_queue
 from mmseg_coop.apis import check_data
 from mmseg_coop.config import forget_pretrained
-from tests.conftest import shrink_networks
+from tests.conftest import Here, shrink_networks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -258,6 +259,8 @@ NOT_HERE = re.compile(
     r'(?<![$\w])(CONFIG|CHECKPOINT|PARTITION)\b|…|NNODES|/data/|VOCdevkit|data/cityscapes|SegNet|'
     r'pip install|venv|^(CONFIG|CHECKPOINT)='
 )
+#: A launcher of several processes, which is started once a page, with two of them.
+LAUNCH = r'tools/dist_(\w+)\.sh (\D+) \d+'
 SHORT = f"""
 _base_ = '../{MINI}'
 short = dict(num_workers=0, persistent_workers=False)
@@ -275,7 +278,9 @@ default_hooks = dict(checkpoint=dict(interval=2))
     [page for page in GUIDES if page.parent.name == 'docs' and page.name != 'index.md'],
     ids=name_of,
 )
-def test_commands_run(page, project, run, monkeypatch):
+def test_commands_run(page, project, run, tool, monkeypatch):
+    # what a study starts runs here as well
+    monkeypatch.setattr(study_queue, 'spawn', lambda command, _, log: Here(tool, command, log))
     Path('my_configs/short.py').write_text(SHORT)
     shutil.copy('work_dirs/mini/iter_200.pth', 'work_dirs/mini/iter_100.pth')
     for name, value in (
@@ -285,9 +290,14 @@ def test_commands_run(page, project, run, monkeypatch):
         ('PATH', f'{Path(sys.executable).parent}:{os.environ["PATH"]}'),
     ):
         monkeypatch.setenv(name, value)
+    launched = False
     for line in '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines():
         if not line or NOT_HERE.search(line):
             continue
+        if launched:
+            line = re.sub(LAUNCH, r'python tools/\1.py \2', line)
+        elif re.match(LAUNCH, line):
+            launched, line = True, re.sub(LAUNCH, r'tools/dist_\1.sh \2 2', line)
         if re.search(r'tools/train\.py my_configs|mmseg-coop train', line):
             line += ' --cfg-options train_cfg.max_iters=2 train_dataloader.batch_size=2'
         line = line.replace('--out data/', '--out drawn/')

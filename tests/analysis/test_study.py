@@ -22,7 +22,7 @@ import yaml
 from mmseg_coop.analysis import study_queue
 from mmseg_coop.analysis.study import Row, read_study
 from mmseg_coop.analysis.study_queue import Queue, Task, display
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Here
 
 STUDIES = ROOT / 'configs/studies'
 MINI = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
@@ -43,24 +43,6 @@ def content(mini_data, run_options):
             dict(label='No paths', config=MINI, cfg_options='model.decode_head.topology=none'),
         ],
     )
-
-
-class Here:
-    """Stands for a process; what it does is done before it is looked at."""
-
-    def __init__(self, tool, command, log, code):
-        done = tool(str(Path(command[1]).relative_to(ROOT)), *command[2:])
-        log.write(done.stdout + done.stderr)
-        self.code = done.returncode if code is None else code
-
-    def poll(self):
-        return self.code
-
-    def terminate(self):
-        self.code = -15
-
-    def wait(self):
-        assert self.code is not None
 
 
 @pytest.fixture(scope='module')

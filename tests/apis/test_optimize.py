@@ -149,7 +149,9 @@ def test_a_missing_compiler_is_said(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_compiled_networks_compute_the_same(model):
+def test_compiled_networks_compute_the_same(coop_model_cfg):
+    model = MODELS.build(coop_model_cfg(dict(top='resnet', bottom='resnet'))).eval()
+    randomize(model)
     expected = logits(model)
     fast = optimize_for_inference(model, compile=True)
     assert fast.optimized.endswith('compiled')

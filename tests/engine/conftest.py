@@ -1,20 +1,9 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 from mmengine.config import Config
 
 from tests.engine.runs import CONFIG
-
-
-@pytest.fixture(scope='session', autouse=True)
-def _quick_checkpoints():
-    """Nothing has to be on the disk before a test goes on, and none asks which commit it is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, 'fsync', lambda _: None)
-        patch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
-        yield
 
 
 @pytest.fixture(scope='session')

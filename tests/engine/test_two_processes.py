@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
-import os
 import re
-import runpy
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,6 +19,7 @@ from mmseg.registry import MODELS
 
 from mmseg_coop.apis import build_runner
 from mmseg_coop.engine import load_checkpoint_data
+from tests.engine.processes import ByHand, script
 from tests.engine.runs import CONFIG, ROOT
 
 IMAGES = 7
@@ -141,67 +138,10 @@ def helpers(tmp_path_factory):
     return folder
 
 
-def environment(helpers, **variables):
-    kept = {k: v for k, v in os.environ.items() if k not in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')}
-    path = os.pathsep.join([str(helpers), str(ROOT), os.environ.get('PYTHONPATH', '')])
-    common = dict(PYTHONPATH=path, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-    return {**kept, **common, **variables}
-
-
-def alone(*words, helpers, cwd):
-    return subprocess.run(
-        [sys.executable, *map(str, words)], cwd=cwd, env=environment(helpers), text=True,
-        capture_output=True, check=False,
-    )  # fmt: skip
-
-
-def torchrun(*words):
-    return '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', *words
-
-
-def open_store():
-    """Open where two processes meet before they start, as torchrun does: its port stays free."""
-    return torch.distributed.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
-
-
-def torchrun_variables(store, rank):
-    return dict(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(store.port), TORCHELASTIC_USE_AGENT_STORE='True',
-        TORCHELASTIC_RESTART_COUNT='0',
-    )  # fmt: skip
-
-
-class ByHand:
-    """Two processes that nobody watches; each writes to a file."""
-
-    def __init__(self, *words, helpers, cwd):
-        self.store = open_store()
-        self.logs = [cwd / f'log{rank}' for rank in range(2)]
-        self.processes = []
-        for rank, log in enumerate(self.logs):
-            variables = torchrun_variables(self.store, rank)
-            with log.open('w') as file:
-                process = subprocess.Popen(
-                    [sys.executable, *map(str, words)], cwd=cwd,
-                    env=environment(helpers, **variables), stdout=file, stderr=subprocess.STDOUT,
-                )  # fmt: skip
-            self.processes.append(process)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def log(self, rank):
-        return self.logs[rank].read_text()
-
-    def succeed(self):
-        for rank in range(2):
-            assert self.processes[rank].wait() == 0, self.log(rank)
+def run_script(helpers, *words):
+    """Run a script that finds the module `helpers`."""
+    sys.path.insert(0, str(helpers))
+    script(*words)
 
 
 @pytest.fixture
@@ -212,7 +152,7 @@ def train(helpers, small_words):
         work_dir.mkdir()
         words = [
             ROOT / 'tools/train.py', helpers / 'comparable.py', '--work-dir', work_dir, *more,
-            *(['--launcher', 'pytorch'] if processes == 2 else []),
+            '--launcher', 'pytorch' if processes > 1 else 'none',
             *small_words(**{
                 'train_dataloader.batch_size': batch,
                 'train_cfg.max_iters': 4,
@@ -222,10 +162,8 @@ def train(helpers, small_words):
                 'optim_wrapper.accumulative_counts': accumulate,
             }),
         ]  # fmt: skip
-        done = alone(
-            *(torchrun(*words) if processes == 2 else words), helpers=helpers, cwd=work_dir
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        with ByHand(run_script, helpers, *words, cwd=work_dir, number=processes) as run:
+            run.succeed()
         log = max(work_dir.glob('*/*.log')).read_text()  # the newest: their names are the time
         return re.findall(r'Iter\(train\) \[(\d)/\d\].* loss: (\S+)', log)
 
@@ -310,9 +248,9 @@ def failing(helpers, small_words, tmp_path):
 )
 def test_a_killed_process_ends_the_other(rank, moment, failing, helpers, tmp_path):
     words = failing(rank, moment, signal.SIGKILL)
-    with ByHand(*words, helpers=helpers, cwd=tmp_path) as run:
-        assert run.processes[rank].wait() == -signal.SIGKILL, run.log(rank)
-        assert run.processes[1 - rank].wait() == 1, run.log(1 - rank)
+    with ByHand(run_script, helpers, *words, cwd=tmp_path) as run:
+        assert run.wait(rank) == -signal.SIGKILL, run.log(rank)
+        assert run.wait(1 - rank) == 1, run.log(1 - rank)
         assert re.search('(?i)connection (?:closed|reset)', run.log(1 - rank))
         assert re.search(r'^train +3/1000', run.log(0), re.MULTILINE)
         assert ('evaluation' in run.log(0)) == (moment == 'evaluation')
@@ -321,11 +259,11 @@ def test_a_killed_process_ends_the_other(rank, moment, failing, helpers, tmp_pat
 
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_other_after_the_timeout(failing, helpers, tmp_path):
-    words = failing(1, 'training', signal.SIGSTOP, **{'env_cfg.dist_cfg.timeout': 60})
-    with ByHand(*words, helpers=helpers, cwd=tmp_path) as run:
-        assert run.processes[0].wait() == 1
+    words = failing(1, 'training', signal.SIGSTOP, **{'env_cfg.dist_cfg.timeout': 20})
+    with ByHand(run_script, helpers, *words, cwd=tmp_path) as run:
+        assert run.wait(0) == 1
         assert re.search('(?i)timed out', run.log(0))
-        assert run.processes[1].poll() is None
+        assert run.processes[1].is_alive()
 
 
 @pytest.mark.parametrize('timeout', ['60', 0, -1])
@@ -336,30 +274,13 @@ def test_a_timeout_is_a_number_of_seconds(timeout, monkeypatch):
         build_runner(cfg)
 
 
-def count(words, variables):
-    """Run the script of :data:`COUNT` in a fork, which need not import all anew."""
-    os.environ.update(variables, CUDA_VISIBLE_DEVICES='')
-    sys.argv = [*words, 'pytorch']
-    runpy.run_path(words[0])
-
-
-def test_every_image_counts_once_whatever_their_number(helpers, scenes, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(helpers)
-    words = [str(word) for word in (helpers / 'count.py', tmp_path, scenes)]
-    store = open_store()
-    context = multiprocessing.get_context('fork')
-    processes = [
-        context.Process(target=count, args=(words, torchrun_variables(store, rank)))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+def test_every_image_counts_once_whatever_their_number(helpers, scenes, tmp_path):
+    words = helpers / 'count.py', tmp_path, scenes
+    with ByHand(run_script, helpers, *words, 'pytorch', cwd=tmp_path) as run:
+        run.succeed()
     two = [json.loads((tmp_path / f'rank{rank}.json').read_text()) for rank in range(2)]
-    monkeypatch.setattr(sys, 'argv', [*words, 'none'])
-    runpy.run_path(words[0])
+    with ByHand(run_script, helpers, *words, 'none', cwd=tmp_path, number=1) as run:
+        run.succeed()
     one = json.loads((tmp_path / 'rank0.json').read_text())
     assert len(one) == 6
     for name, expected in one.items():
@@ -396,7 +317,7 @@ def test_label_maps_and_record_are_those_of_one_process(
             assert tool('tools/test.py', *words, cwd=folder).returncode == 0
         else:
             words = [ROOT / 'tools/test.py', '--launcher', 'pytorch', *words]
-            with ByHand(*words, helpers=helpers, cwd=folder) as run:
+            with ByHand(run_script, helpers, *words, cwd=folder) as run:
                 run.succeed()
         files = sorted((folder / 'labels').rglob('*.*'))
         maps = {str(file.relative_to(folder)): file.read_bytes() for file in files}

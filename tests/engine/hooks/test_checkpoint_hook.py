@@ -6,8 +6,6 @@ import random
 import resource
 import signal
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import nn
 
@@ -25,17 +24,18 @@ from mmseg_coop.engine.hooks import AtomicCheckpointHook
 from mmseg_coop.engine.hooks.checkpoint_hook import changes_of_config, write_atomically
 from mmseg_coop.engine.numeric_fault import non_finite
 from mmseg_coop.errors import NumericError
-from tests.engine.runs import ROOT, SGD, Act, Toy, assert_same, comparable, files, newest, train
+from tests.engine.processes import start
+from tests.engine.runs import SGD, Act, Toy, assert_same, comparable, files, newest, train
+
+
+def report(runner, metrics):
+    """Stand in for an evaluation before the checkpoint of its iteration is written."""
+    hook = next(hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook))
+    hook.after_val_epoch(runner, dict(metrics))
 
 
 def evaluate(*metrics):
-    """Stand in for an evaluation after each iteration, before its checkpoint is written."""
-
-    def act(runner):
-        hook = next(hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook))
-        hook.after_val_epoch(runner, dict(metrics[runner.iter]))
-
-    return Act(act)
+    return Act(lambda runner: report(runner, metrics[runner.iter]))
 
 
 def scores(*values):
@@ -410,140 +410,102 @@ def test_what_the_error_says_about_going_on_is_so(tmp_path):
 # Kills at random moments
 # -----------------------
 
-#: Imports once, then runs the training in a forked process for each line it is sent.
-RUNS = """
-import os, sys, time
-answers = os.fdopen(os.dup(1), 'w')
-os.dup2(os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-os.dup2(1, 2)
-from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
-from mmseg.registry import HOOKS
-config = Config.fromfile(sys.argv[1])
-
-@HOOKS.register_module()
-class Progress(Hook):
-    priority = 'LOWEST'
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        with open(os.path.join(runner.work_dir, 'progress'), 'a') as file:
-            file.write(f'{runner.iter + 1}\\n')
-        hold = os.path.join(runner.work_dir, 'hold')
-        while os.path.exists(hold) and open(hold).read() == str(runner.iter + 1):
-            time.sleep(0.01)  # until it is killed
-
-Runner.from_cfg  # imported before the fork
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        try:
-            Runner.from_cfg(config).train()
-            os._exit(0)
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-            os._exit(1)
-    print(child, file=answers, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers, flush=True)
-"""
 KILLS = 60
 
 
-@pytest.fixture
-def server(small_cfg):
-    """Start a process that trains a small model each time the returned function is called."""
-    started = []
+class Progress(Hook):
+    """Writes down each iteration, with its checkpoint; waits at one for being killed."""
 
-    def serve(run, workers=0, **options):
-        cfg = small_cfg(run, **options)
-        for split in ('train', 'val'):
-            cfg[f'{split}_dataloader'].update(num_workers=workers, persistent_workers=workers > 0)
-        cfg.update(resume=True, custom_hooks=[dict(type='Progress')], experiment_name=None)
-        cfg.dump(f'{run}.py')
-        process = subprocess.Popen(
-            [sys.executable, '-c', RUNS, f'{run}.py', f'{run}.log'],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
-        )  # fmt: skip
-        started.append(process)
+    priority = 'LOWEST'
 
-        def train_once():
-            """Return the number of the training process, and a function that awaits its end."""
-            process.stdin.write('\n')
-            process.stdin.flush()
-            return int(process.stdout.readline()), lambda: int(process.stdout.readline())
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        folder = Path(runner.work_dir)
+        with (folder / 'progress').open('a') as file:
+            file.write(f'{runner.iter + 1}\n')
+        hold = folder / 'hold'
+        while hold.exists() and hold.read_text() == str(runner.iter + 1):
+            time.sleep(0.01)
 
-        return train_once
 
-    yield serve
-    for process in started:
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
+def train_to_be_killed(run):
+    """Train what is quick but for its checkpoints, a new best one and another every iteration."""
+    better = Act(lambda runner: report(runner, dict(mIoU=runner.iter)))
+    train(
+        run, Toy(700, 700), max_iters=100_000, hooks=[better, Progress()],
+        checkpoint=dict(BEST, max_keep_ckpts=1),
+        param_scheduler=dict(type='PolyLR', end=100_000, by_epoch=False),
+    )  # fmt: skip
+
+
+def train_small(config):
+    runner = Runner.from_cfg(Config.fromfile(config))
+    runner.register_hook(Progress())
+    runner.train()
+
+
+def kill(process):
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(server, tmp_path):
-    run, moments = tmp_path / 'run', random.Random(0)
-    start = server(
-        run,
-        **{
-            'train_cfg.max_iters': 100_000,
-            'train_cfg.val_interval': 2,
-            'default_hooks.checkpoint.interval': 1,
-            'default_hooks.checkpoint.max_keep_ckpts': 1,
-        },
-    )
+def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(tmp_path):
+    """After 60 kills, many of them while a checkpoint is being written."""
+    run, log, moments = tmp_path / 'run', tmp_path / 'log', random.Random(0)
     done = []
     for _ in range(KILLS):
-        child, wait = start()
+        process = start(train_to_be_killed, run, log=log, cwd=tmp_path)
         # From the moment it has gone further than before, or from its start.
         steps = moments.randrange(3)
         while _progress(run) < (done[-1] if done else 0) + steps:
-            os.kill(child, 0)  # an error if it has ended by itself
+            assert process.is_alive(), log.read_text()[-3000:]
             time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.3))
-        os.kill(child, signal.SIGKILL)
-        assert wait() == -signal.SIGKILL, Path(f'{run}.log').read_text()[-3000:]
+        time.sleep(moments.uniform(0, 0.1))
+        kill(process)
         done.append(_newest(run))
         assert done[-1] >= max([_progress(run), *done])
         for file in run.glob('*.pth'):  # every file under its name is whole
             load_checkpoint_data(file, 'cpu')
-    assert len(list(run.glob('best_*.pth'))) in (1, 2)
     assert done[-1] >= KILLS / 2
     assert len(set(done)) > KILLS / 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
-def test_after_kills_a_run_ends_as_the_uninterrupted(workers, server, tmp_path):
-    options = {
-        'train_cfg.max_iters': 16,
-        'train_cfg.val_interval': 6,
-        'default_hooks.checkpoint.interval': 3,
-        'param_scheduler.0.end': 16,
-        # Dropout and all random transforms of the config stay.
-        'workers': workers,
-    }
+def test_after_kills_a_run_ends_as_the_uninterrupted(workers, small_cfg, tmp_path):
+    """Dropout and all random transforms of the config stay."""
+
+    def start_or_resume(run):
+        cfg = small_cfg(run, **{
+            'train_cfg.max_iters': 16,
+            'train_cfg.val_interval': 6,
+            'default_hooks.checkpoint.interval': 3,
+            'param_scheduler.0.end': 16,
+            'resume': True,
+        })  # fmt: skip
+        for split in ('train', 'val'):
+            cfg[f'{split}_dataloader'].update(num_workers=workers, persistent_workers=workers > 0)
+        cfg.dump(f'{run}.py')
+        return start(train_small, f'{run}.py', log=f'{run}.log', cwd=tmp_path)
+
+    def finish(run):
+        process = start_or_resume(run)
+        process.join()
+        assert process.exitcode == 0, Path(f'{run}.log').read_text()[-3000:]
+        return comparable(load_checkpoint_data(run / 'iter_16.pth', 'cpu'))
+
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    _, wait = server(whole, **options)()
-    assert wait() == 0, Path(f'{whole}.log').read_text()[-3000:]
-    start = server(killed, **options)
+    killed.mkdir()
     for iteration in (2, 5, 6, 10, 13):
-        killed.mkdir(exist_ok=True)
         (killed / 'hold').write_text(str(iteration))
-        child, wait = start()
+        process = start_or_resume(killed)
         while _progress(killed) < iteration:
-            os.kill(child, 0)  # an error if it has ended by itself
+            assert process.is_alive(), Path(f'{killed}.log').read_text()[-3000:]
             time.sleep(0.01)
-        os.kill(child, signal.SIGKILL)
-        assert wait() == -signal.SIGKILL, Path(f'{killed}.log').read_text()[-3000:]
+        kill(process)
     (killed / 'hold').unlink()
-    _, wait = start()
-    assert wait() == 0, Path(f'{killed}.log').read_text()[-3000:]
-    ends = [comparable(load_checkpoint_data(run / 'iter_16.pth', 'cpu')) for run in (whole, killed)]
-    assert_same(*ends)
+    assert_same(finish(killed), finish(whole))
 
 
 def _progress(run):
@@ -559,4 +521,5 @@ def _newest(run):
         return 0
     checkpoint = newest(run)
     assert {'state_dict', 'optimizer', 'param_schedulers'} <= set(checkpoint)
+    assert Path(checkpoint['message_hub']['runtime_info']['best_ckpt']).exists()
     return checkpoint['meta']['iter']

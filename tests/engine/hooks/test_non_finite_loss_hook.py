@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.hooks import RuntimeInfoHook
 from mmengine.logging import MessageHub
 from mmengine.runner import Runner, get_priority
@@ -20,6 +18,7 @@ from mmseg.structures import SegDataSample
 from mmseg_coop.engine import NonFiniteLossHook, load_checkpoint_data
 from mmseg_coop.engine.numeric_fault import non_finite
 from mmseg_coop.errors import NumericError
+from tests.engine.processes import ByHand
 from tests.engine.runs import CONFIG, ROOT, Toy, train
 
 
@@ -163,42 +162,32 @@ def test_a_command_ends_with_the_error(tool, small_words, tmp_path):
     assert_finite(tmp_path / 'iter_1.pth')
 
 
-#: A training whose loss becomes NaN in the second of two processes at the third iteration.
-TWO = """
-import sys
-import torch.distributed as dist
-import mmseg_coop
-from runs import Toy, train
+class LostInOne(Toy):
+    """Its loss becomes NaN in the second of two processes at the third iteration."""
 
-class Lost(Toy):
     def change(self, output, loss):
-        return loss * float('nan') if (dist.get_rank(), self.calls) == (1, 3) else loss
+        return loss * math.nan if (get_rank(), self.calls) == (1, 3) else loss
 
-dist.init_process_group('gloo')
-train(
-    sys.argv[1], Lost(), max_iters=100, launcher='pytorch', experiment_name='two',
-    checkpoint=dict(interval=int(sys.argv[2])), hooks=[dict(type='NonFiniteLossHook')],
-    cfg=dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None)),
-)
-"""
+
+def train_in_two(folder, interval):
+    torch.distributed.init_process_group('gloo')
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+    train(
+        folder, LostInOne(), max_iters=100, launcher='pytorch', experiment_name='two',
+        checkpoint=dict(interval=interval), hooks=[dict(type='NonFiniteLossHook')],
+        cfg=dict(model_wrapper_cfg=wrapper),
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('interval', [1, 2])
 def test_one_faulty_process_of_two_ends_both(interval, tmp_path):
-    script = tmp_path / 'two.py'
-    script.write_text(TWO)
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-         script, tmp_path / 'run', str(interval)],
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': f'{ROOT}:{ROOT}/tests/engine'},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0  # a gloo process alone would wait for half an hour
-    assert 'The loss of iteration 3 is not finite on rank 1' in done.stderr
+    with ByHand(train_in_two, tmp_path / 'run', interval, cwd=tmp_path) as run:
+        assert [run.wait(rank) for rank in range(2)] == [1, 1]
+    assert 'The loss of iteration 3 is not finite on rank 1' in run.log(1)
     # The gradients of both are NaN, though the loss of the first is fine. Its checkpoint of this
-    # iteration, if there is to be one, is refused; otherwise it waits for the other and is ended.
-    assert ('The checkpoint of iteration 3 is not written' in done.stderr) == (interval == 1)
+    # iteration, if there is to be one, is refused; otherwise it waits for the other, which is gone.
+    assert ('The checkpoint of iteration 3 is not written' in run.log(0)) == (interval == 1)
     assert (tmp_path / 'run/last_checkpoint').read_text() == str(tmp_path / 'run/iter_2.pth')
     assert not (tmp_path / 'run/iter_3.pth').exists()
     assert_finite(tmp_path / 'run/iter_2.pth')
