@@ -9,9 +9,7 @@ import re
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -23,6 +21,7 @@ from mmseg_coop.analysis import study_queue
 from mmseg_coop.analysis.study import Row, read_study
 from mmseg_coop.analysis.study_queue import Queue, Task, display
 from tests.conftest import ROOT, Here
+from tests.processes import script, start
 
 STUDIES = ROOT / 'configs/studies'
 MINI = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
@@ -445,25 +444,28 @@ def test_both_families_on_camvid_have_the_same_rows():
     assert small.replace('on a CPU', 'on a GPU') == large
 
 
+def study_with_its_runs(*words):
+    """Be the first of a group of processes, all of which can be killed at once."""
+    os.setsid()
+    script(ROOT / 'tools/run_study.py', *words)
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_exactly(finished, content, tmp_path):
     """With its runs, as when a machine dies; the second time alone, so that they train on."""
     (tmp_path / 'mini.yml').write_text(yaml.safe_dump(content))
-    command = [sys.executable, str(ROOT / 'tools/run_study.py'), 'mini.yml', '--jobs', '2']
-    command += ['--rows', 'ours']
-    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    words = ('mini.yml', '--jobs', '2', '--rows', 'ours')
+    place = dict(log=tmp_path / 'log', cwd=tmp_path, PYTHONPATH=str(ROOT))
     runs = [tmp_path / f'work_dirs/mini/ours/seed_{seed}' for seed in (0, 1)]
     for kill, file in ((os.killpg, 'iter_1.pth'), (os.kill, 'iter_2.pth')):
-        process = subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True)
-        while not any((run / file).exists() for run in runs) and process.poll() is None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.02)
+        process = start(study_with_its_runs, *words, **place)
+        while not any((run / file).exists() for run in runs) and process.is_alive():
+            process.join(0.02)
         kill(process.pid, signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(
-        command, cwd=tmp_path, env=env, text=True, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+        process.join()
+    process = start(study_with_its_runs, *words, **place)
+    process.join()
+    assert process.exitcode == 0, place['log'].read_text()
     for run in runs:
         whole = evaluations(finished[0] / run.relative_to(tmp_path))
         assert {line['iteration']: line for line in evaluations(run)} == {

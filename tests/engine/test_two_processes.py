@@ -19,8 +19,8 @@ from mmseg.registry import MODELS
 
 from mmseg_coop.apis import build_runner
 from mmseg_coop.engine import load_checkpoint_data
-from tests.engine.processes import ByHand, script
 from tests.engine.runs import CONFIG, ROOT
+from tests.processes import ByHand, script
 
 IMAGES = 7
 #: What the two runs must not differ in: batch norm, which sees the batch of one process, and

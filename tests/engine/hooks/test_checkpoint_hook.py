@@ -24,8 +24,8 @@ from mmseg_coop.engine.hooks import AtomicCheckpointHook
 from mmseg_coop.engine.hooks.checkpoint_hook import changes_of_config, write_atomically
 from mmseg_coop.engine.numeric_fault import non_finite
 from mmseg_coop.errors import NumericError
-from tests.engine.processes import start
 from tests.engine.runs import SGD, Act, Toy, assert_same, comparable, files, newest, train
+from tests.processes import start
 
 
 def report(runner, metrics):
@@ -410,7 +410,7 @@ def test_what_the_error_says_about_going_on_is_so(tmp_path):
 # Kills at random moments
 # -----------------------
 
-KILLS = 60
+KILLS = 40
 
 
 class Progress(Hook):
@@ -451,7 +451,7 @@ def kill(process):
 
 @pytest.mark.slow
 def test_no_kill_at_any_moment_loses_more_than_since_the_last_checkpoint(tmp_path):
-    """After 60 kills, many of them while a checkpoint is being written."""
+    """After 40 kills, many of them while a checkpoint is being written."""
     run, log, moments = tmp_path / 'run', tmp_path / 'log', random.Random(0)
     done = []
     for _ in range(KILLS):

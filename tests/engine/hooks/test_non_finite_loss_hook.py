@@ -18,8 +18,8 @@ from mmseg.structures import SegDataSample
 from mmseg_coop.engine import NonFiniteLossHook, load_checkpoint_data
 from mmseg_coop.engine.numeric_fault import non_finite
 from mmseg_coop.errors import NumericError
-from tests.engine.processes import ByHand
 from tests.engine.runs import CONFIG, ROOT, Toy, train
+from tests.processes import ByHand
 
 
 @TRANSFORMS.register_module()
