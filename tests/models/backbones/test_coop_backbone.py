@@ -160,7 +160,7 @@ def test_each_family_of_timm_returns_the_maps_that_it_declares(name):
     try:
         levels, timm_model = maps_and_model(name, 'meta')  # shapes are all that is asked for
     except RuntimeError as error:
-        if 'meta tensors' not in str(error):
+        if 'meta' not in str(error).lower():
             raise
         levels, timm_model = maps_and_model(name, 'cpu')  # its shapes come from values
     height, width = timm_model.pretrained_cfg['input_size'][1:]
