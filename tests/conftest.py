@@ -145,15 +145,29 @@ class Here:
 
 
 @pytest.fixture(scope='session')
-def mini_data(tool, tmp_path_factory):
+def run_tool(tool):
+    """Call a tool that has to end with the exit code ``code``.
+
+    Returns what it printed or, where it fails, the line that it ends with.
+    """
+
+    def call(path, *words, cwd=None, code=0):
+        done = tool(path, *words, cwd=cwd)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr.strip().splitlines()[-1] if code else done.stdout
+
+    return call
+
+
+@pytest.fixture(scope='session')
+def mini_data(run_tool, tmp_path_factory):
     """Draw a miniature dataset, each once a process; returns its folder, to be left as it is."""
 
     @functools.cache
     def draw(layout='camvid', *, train=8, val=3, size='64x64'):
         out = tmp_path_factory.mktemp('mini') / layout
         words = ('--layout', layout, '--train', train, '--val', val, '--size', size, '--out', out)
-        done = tool('tools/dataset_converters/make_mini_dataset.py', *words)
-        assert done.returncode == 0, done.stderr
+        run_tool('tools/dataset_converters/make_mini_dataset.py', *words)
         return out
 
     return draw
