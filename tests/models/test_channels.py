@@ -15,10 +15,6 @@ from mmseg_coop.models._channels import PyramidChannels, image_channels
 from tests.conftest import BACKBONES
 
 
-def timm_backbone(name, **arguments):
-    return dict(type='TIMMBackbone', model_name=name, pretrained=False, **arguments)
-
-
 class OnCpuOnly(BaseModule):
     """Looks at a value of the image, which the meta device does not have."""
 
@@ -31,49 +27,46 @@ class OnGpuOnly(BaseModule):
         raise RuntimeError('no kernel for the CPU')
 
 
+MIT = dict(
+    type='MixVisionTransformer',
+    embed_dims=8,
+    num_layers=[1, 1, 1, 1],
+    num_heads=[1, 2, 5, 8],
+    out_indices=(0, 3),
+)
+BEIT = dict(type='BEiT', img_size=64, embed_dims=24, num_layers=2, num_heads=2, out_indices=[1])
+VIT = dict(
+    type='mmpretrain.VisionTransformer',
+    arch=dict(embed_dims=12, num_layers=1, num_heads=2, feedforward_channels=8),
+    img_size=64,
+    out_type='featmap',
+)
+TIMM = dict(type='TIMMBackbone', pretrained=False)
+CONVNEXT = dict(TIMM, model_name='convnext_atto', out_indices=(0, 2))
+#: Its maps have the channels last.
+SWIN = dict(TIMM, model_name='swin_tiny_patch4_window7_224', img_size=64, out_indices=(1,))
+
+
 @pytest.mark.parametrize(
     ('backbone', 'size', 'expected'),
     [
         (BACKBONES['resnet'], (64, 48), (8, 64)),
         (dict(BACKBONES['resnet'], in_channels=5), None, (8, 64)),
         (BACKBONES['mobilenet'], 33, (8, 80)),
-        (
-            dict(
-                type='MixVisionTransformer',
-                embed_dims=8,
-                num_layers=[1, 1, 1, 1],
-                num_heads=[1, 2, 5, 8],
-                out_indices=(0, 3),
-            ),
-            None,
-            (8, 64),
-        ),
-        (
-            dict(
-                type='BEiT', img_size=32, embed_dims=24, num_layers=2, num_heads=2, out_indices=[1]
-            ),
-            None,
-            (24,),
-        ),
-        (
-            dict(
-                type='mmpretrain.VisionTransformer',
-                arch=dict(embed_dims=12, num_layers=1, num_heads=2, feedforward_channels=8),
-                img_size=64,
-                out_type='featmap',
-            ),
-            None,
-            (12,),
-        ),
-        (timm_backbone('convnext_atto', out_indices=(0, 2)), None, (40, 160)),
-        (timm_backbone('swin_tiny_patch4_window7_224', out_indices=(1,)), 64, (192,)),
+        (MIT, None, (8, 64)),
+        (BEIT, None, (24,)),
+        (VIT, None, (12,)),
+        (CONVNEXT, None, (40, 160)),
+        (SWIN, 64, (192,)),
         (dict(type='Xception', depth=41, out_indices=(1, 4)), None, (256, 2048)),
         (dict(type=OnCpuOnly), None, (2,)),
     ],
     ids=lambda value: str(value.get('model_name', value['type'])) if 'type' in str(value) else '',
 )
 @pytest.mark.parametrize('training', [False, True], ids=['eval', 'train'])
-def test_channels_are_found_and_nothing_else_changes(backbone, size, expected, training):
+def test_channels_are_those_of_the_maps_and_nothing_else_changes(
+    backbone, size, expected, training
+):
     model = CoopBackbone(networks=dict(top=copy.deepcopy(backbone))).train(training)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     channels = PyramidChannels(model.networks, {}, size)
@@ -84,6 +77,9 @@ def test_channels_are_found_and_nothing_else_changes(backbone, size, expected, t
     assert all(map(torch.equal, before.values(), model.state_dict().values()))
     assert all(parameter.device.type == 'cpu' for parameter in model.parameters())
     assert all(module.training == training for module in model.modules() if module is not model)
+    with torch.no_grad():
+        levels = model.eval()(torch.rand(1, backbone.get('in_channels', 3), 64, 64))['top']
+    assert tuple(level.shape[1] for level in levels) == expected
 
 
 class TestSegmentor:

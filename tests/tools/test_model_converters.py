@@ -28,7 +28,9 @@ MOBILENET = 'torchvision_mobilenet_v2'
 @pytest.fixture
 def run(run_tool):
     """Run a converter."""
-    return lambda name, *words, **code: run_tool(f'tools/model_converters/{name}.py', *words, **code)
+    return lambda name, *words, **code: run_tool(
+        f'tools/model_converters/{name}.py', *words, **code
+    )
 
 
 def load(path):

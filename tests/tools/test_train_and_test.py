@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,29 +18,21 @@ from mmseg.datasets import PascalVOCDataset
 from PIL import Image
 
 from mmseg_coop.apis import load_model
+from tests.conftest import MINI, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 CITYSCAPES = ROOT / 'configs/dpanet/dpanet_r101-d8_1xb8-112k_cityscapes-768x768.py'
 NAMES = ('top', 'bottom', 'ensemble')
 
 
 @pytest.fixture
-def run(tool, mini_data, run_options, tmp_path):
-    """Run a tool of the pair in a folder that is not the project's, on the miniature dataset."""
+def run(run_tool, mini_data, run_options, tmp_path):
+    """Run a tool in a folder that is not the project's; it writes into ``work`` there."""
 
-    def call(name, *words, options=(), code=0, config=MINI):
-        words = (config, *words, *run_options(mini_data(), *options))
-        done = tool(f'tools/{name}.py', *words, cwd=tmp_path)
-        assert done.returncode == code, done.stderr
-        return done.stderr.strip().splitlines()[-1] if code else done.stdout + done.stderr
+    def call(name, *words, config=MINI, data=None, options=(), code=0):
+        words = ('--work-dir', 'work', *words, *run_options(data or mini_data(), *options))
+        return run_tool(f'tools/{name}.py', config, *words, cwd=tmp_path, code=code)
 
     return call
-
-
-@pytest.fixture
-def best(trained):
-    return next(trained[0].glob('best_mIoU_*.pth'))
 
 
 def metrics_in(folder):
@@ -54,15 +45,11 @@ def test_training_says_how_it_goes(trained):
     assert len(lines) == 4
     for line in lines:
         assert re.fullmatch(r'train +\d/4  loss \d\S*  lr \d\S*  0:00:\d\d left', line)
-    assert re.search(
-        r'\|\s*output\s*\|\s*sky\s*\|.*\|\s*bicyclist\s*\|\s*mean IoU\s*\|', trained[1]
-    )
 
 
 def test_the_best_and_the_newest_two_checkpoints_are_kept(trained):
     names = sorted(file.name for file in trained[0].glob('*.pth'))
-    assert len([name for name in names if name.startswith('best_mIoU_iter_')]) == 1
-    assert [name for name in names if name.startswith('iter_')] == ['iter_3.pth', 'iter_4.pth']
+    assert re.fullmatch(r'best_mIoU_iter_\d.pth iter_3.pth iter_4.pth', ' '.join(names))
 
 
 def test_every_evaluation_is_recorded_with_all_classes(trained):
@@ -79,49 +66,44 @@ def test_every_evaluation_is_recorded_with_all_classes(trained):
             assert output['mIoU'] == pytest.approx(sum(values) / len(values), abs=0.01)
 
 
-def test_resuming_from_a_checkpoint_or_the_latest(trained, run, tmp_path):
-    words = ('--work-dir', tmp_path / 'given', '--resume', trained[0] / 'iter_3.pth')
-    printed = run('train', *words, '--no-validate')
-    assert re.findall(r'^train +(\d)/4 ', printed, re.MULTILINE) == ['4']
-    assert 'evaluation' not in printed
-    folder = shutil.copytree(trained[0], tmp_path / 'latest')
-    words = ('--work-dir', folder, '--resume', '--no-validate')
-    printed = run('train', *words, options=['train_cfg.max_iters=5'])
+def test_resuming_from_the_latest_checkpoint(trained, run, tmp_path):
+    shutil.copytree(trained[0], tmp_path / 'work')
+    printed = run('train', '--resume', '--no-validate', options=['train_cfg.max_iters=5'])
     assert re.findall(r'^train +(\d)/5 ', printed, re.MULTILINE) == ['5']
+    assert 'evaluation' not in printed
 
 
 def test_training_with_the_options_for_speed(run, tmp_path):
-    run('train', '--work-dir', tmp_path, '--amp', '--channels-last', '--no-validate')
-    cfg = Config.fromfile(next(tmp_path.glob('*/vis_data/config.py')))
+    run('train', '--amp', '--channels-last', '--no-validate')
+    cfg = Config.fromfile(next(tmp_path.glob('work/*/vis_data/config.py')))
     on_cpu = not torch.cuda.is_available()
     assert cfg.optim_wrapper.type == ('BFloat16OptimWrapper' if on_cpu else 'AmpOptimWrapper')
     assert cfg.custom_hooks[-1] == dict(type='ChannelsLastHook')
 
 
-def test_testing_reports_draws_and_writes_every_output(best, run, mini_data, tmp_path):
-    folders = {name: tmp_path / name for name in ('work-dir', 'out', 'show-dir')}
-    words = [word for name, folder in folders.items() for word in (f'--{name}', folder)]
+def test_testing_reports_draws_and_writes_every_output(untrained_mini, run, mini_data, tmp_path):
     gone = [f'{split}_dataloader.dataset.data_root=gone' for split in ('train', 'val')]
-    run('test', best, '--output', 'all', *words, options=gone)
-    metrics = metrics_in(folders['work-dir'])
+    words = ('--output', 'all', '--out', 'out', '--show-dir', 'show')
+    run('test', untrained_mini, *words, options=gone)
+    metrics = metrics_in(tmp_path / 'work')
     assert {f'{name}/mIoU' for name in NAMES} <= set(metrics)
     assert metrics['mIoU'] == metrics['ensemble/mIoU']
-    record = json.loads((folders['work-dir'] / 'iou.jsonl').read_text())
+    record = json.loads((tmp_path / 'work/iou.jsonl').read_text())
     assert (record['split'], record['iteration']) == ('test', None)
     frames = sorted(file.stem for file in (mini_data() / 'img_dir/test').iterdir())
     for name in NAMES:
-        written = sorted((folders['out'] / name).iterdir())
+        written = sorted((tmp_path / 'out' / name).iterdir())
         assert [file.stem for file in written] == frames
         label_map = np.array(Image.open(written[0]))
         assert label_map.shape == (64, 64)
         assert label_map.max() < 11
-    assert len(list(folders['show-dir'].rglob('*.png'))) == len(frames)
+    assert len(list((tmp_path / 'show').rglob('*.png'))) == len(frames)
 
 
-def test_tta_reports_every_output_and_the_chosen_one_first(best, run, tmp_path):
-    words = ('--work-dir', tmp_path, '--tta', '--output', 'top', '--optimize')
-    assert re.search('^optimized +.* batch norms folded', run('test', best, *words), re.MULTILINE)
-    metrics = metrics_in(tmp_path)
+def test_tta_reports_every_output_and_the_chosen_one_first(untrained_mini, run, tmp_path):
+    printed = run('test', untrained_mini, '--tta', '--output', 'top', '--optimize')
+    assert re.search('^optimized +.* batch norms folded', printed, re.MULTILINE)
+    metrics = metrics_in(tmp_path / 'work')
     assert {f'{name}/mIoU' for name in NAMES} <= set(metrics)
     assert metrics['mIoU'] == metrics['top/mIoU']
 
@@ -130,44 +112,32 @@ def test_optimized_tests_give_the_label_maps_of_the_plain_one(untrained_mini, ru
     said, maps = [], []
     for number, text in enumerate(['', '--optimize', '--dtype bfloat16']):
         out = tmp_path / str(number)
-        words = ['--work-dir', out, '--output', 'all', '--out', out / 'maps', *text.split()]
-        printed = run('test', untrained_mini, *words)
+        printed = run('test', untrained_mini, '--output', 'all', '--out', out, *text.split())
         said.append(re.findall('^optimized +(.*)', printed, re.MULTILINE))
-        files = sorted((out / 'maps').rglob('*.png'))
-        maps.append(np.stack([np.array(Image.open(file)) for file in files]))
+        maps.append(np.stack([np.array(Image.open(file)) for file in sorted(out.rglob('*.png'))]))
     assert re.fullmatch(r'(\d+) of \1 batch norms folded, channels last', ''.join(said[1]))
     assert (said[0], said[2]) == ([], ['bfloat16'])
     assert len(np.unique(maps[0])) > 1
     assert (maps[1] == maps[0]).mean() > 0.9999
     assert 0.98 < (maps[2] == maps[0]).mean() < 1  # of random weights; trained ones hold more
-    message = run('test', untrained_mini, '--dtype', 'float16', code=1)
-    assert 'dtype float16 on cpu: take bfloat16' in message
 
 
 @pytest.mark.parametrize(
-    ('words', 'message'),
+    ('words', 'code', 'message'),
     [
-        (['train', '--resume', 'gone.pth'], "checkpoint 'gone.pth' does not exist"),
-        (['test', 'gone.pth'], "checkpoint 'gone.pth' does not exist"),
+        ('train --resume gone.pth', 1, "error: checkpoint 'gone.pth' does not exist"),
+        ('test gone.pth', 1, "error: checkpoint 'gone.pth' does not exist"),
+        ('test CHECKPOINT --output left', 1, r"output='left' is unknown; .* \['top', 'bottom', "),
+        ('test CHECKPOINT --palette', 2, '--palette is about the label maps that --out DIR writes'),
         pytest.param(
-            ['train', '--amp', 'float16'],
-            '--amp float16 needs an accelerator; on the CPU use --amp bfloat16',
+            *('train --amp float16', 1, 'error: --amp float16 needs an accelerator; on the CPU '),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU'),
         ),
     ],
 )
-def test_wrong_input_ends_in_one_line(run, words, message):
-    assert run(*words, code=1).startswith(f'error: {message}')
-
-
-def test_a_config_that_is_not_there(run):
-    message = run('train', config=str(MINI).replace('mini_1xb8', 'mini_2xb8'), code=1)
-    assert f'does not exist. Did you mean {MINI.name}' in message
-
-
-def test_an_unknown_output_is_named(best, run):
-    text = "output='left' is unknown; this model has the outputs ['top', 'bottom', 'ensemble']"
-    assert text in run('test', best, '--output', 'left', code=1)
+def test_wrong_input_ends_in_one_line(run, untrained_mini, words, code, message):
+    words = words.replace('CHECKPOINT', str(untrained_mini)).split()
+    assert re.search(message, run(*words, code=code))
 
 
 @pytest.mark.parametrize('script', sorted(ROOT.glob('tools/*.sh')), ids=lambda path: path.name)
@@ -246,19 +216,11 @@ def expected(data, untrained_mini):
 
 
 @pytest.fixture
-def call(tool, tmp_path, untrained_mini):
-    """Run tools/test.py; returns what it printed, or the line that it ends with."""
+def call(run, untrained_mini):
+    """Run tools/test.py on a config and data."""
 
-    def call(config, data_root, *words, checkpoint=untrained_mini, options=(), code=0):
-        done = tool(
-            *('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'work', *words),
-            *('--cfg-options', f'test_dataloader.dataset.data_root={data_root}'),
-            *('test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False'),
-            *('test_dataloader.batch_size=2', *options),
-            cwd=tmp_path,
-        )
-        assert done.returncode == code, done.stderr
-        return done.stderr.strip().splitlines()[-1] if code else done.stdout
+    def call(config, data, *words, checkpoint=untrained_mini, **more):
+        return run('test', checkpoint, *words, config=config, data=data, **more)
 
     return call
 
@@ -379,11 +341,6 @@ def test_label_maps_are_not_replaced_without_force(call, data, tmp_path):
     assert len(list((tmp_path / 'maps').iterdir())) > 1
 
 
-def test_palette_needs_out(call, data):
-    message = call(MINI, data, '--palette', code=2)
-    assert '--palette is about the label maps that --out DIR writes' in message
-
-
 def test_submission_to_the_evaluation_server_of_voc(call, untrained, tmp_path):
     """The documented command, with a small network, on the folders that the server gives."""
     page = (ROOT / 'docs/testing.md').read_text().partition("## VOC's evaluation server\n")[2]
@@ -393,6 +350,7 @@ def test_submission_to_the_evaluation_server_of_voc(call, untrained, tmp_path):
     cfg = Config.fromfile(ROOT / config)
     cfg.model = Config.fromfile(MINI).model
     cfg.model.decode_head.num_classes = 21
+    cfg.train_dataloader = cfg.test_dataloader  # the real one has more than one data root
     cfg.dump(tmp_path / 'config.py')
     checkpoint = untrained(cfg, tmp_path / 'model.pth')
     voc = tmp_path / 'VOCdevkit/VOC2012'

@@ -14,16 +14,6 @@ from tests.models.base import ModelSuite
 RESNET, MOBILENET = BACKBONES.values()
 
 
-def timm_backbone(name, out_indices=(1, 4), **arguments):
-    return dict(
-        type='TIMMBackbone',
-        model_name=name,
-        pretrained=False,
-        out_indices=out_indices,
-        **arguments,
-    )
-
-
 GREY = dict(RESNET, in_channels=1)
 
 
@@ -34,31 +24,6 @@ def reading(**inputs):
 
 def normalized(**normalize):
     return dict(normalize=normalize, input_normalize=dict(mean=[0], std=[1]))
-
-
-@pytest.mark.parametrize(
-    ('backbone', 'shapes'),
-    [
-        (dict(type='MobileNetV2', widen_factor=0.25, out_indices=(6,)), [(80, 2)]),
-        (
-            dict(type='mmpretrain.MobileNetV2', widen_factor=0.25, out_indices=(1, 6)),
-            [(8, 16), (80, 2)],
-        ),
-        (timm_backbone('efficientnet_lite0', output_stride=16), [(24, 16), (320, 4)]),
-        (
-            timm_backbone('swin_tiny_patch4_window7_224', img_size=64, out_indices=(0, 3)),
-            [(96, 16), (768, 2)],
-        ),
-        (dict(type='Xception', depth=41, out_indices=(1, 4)), [(256, 16), (2048, 4)]),
-    ],
-    ids=['mmseg, one level', 'mmpretrain', 'timm', 'timm, NHWC', 'ours'],
-)
-@torch.no_grad()
-def test_backbones_of_all_libraries_fit(backbone, shapes):
-    model = CoopBackbone(networks=dict(top=backbone, bottom=RESNET)).eval()
-    pyramids = model(torch.rand(2, 3, 64, 64))
-    assert [tuple(x.shape) for x in pyramids['top']] == [(2, c, n, n) for c, n in shapes]
-    assert [level.shape[1] for level in pyramids['bottom']] == [8, 64]
 
 
 class TestCoopBackbone(ModelSuite):

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
 from mmseg.registry import MODELS
 
 from mmseg_coop.models import DeepLabV3PlusHead, DPAHead
@@ -324,31 +323,3 @@ class TestCrossCoopDPAHead(CoopHeadSuite):
 
     def test_without_convolutions_there_are_no_sites_behind_them(self):
         assert set(self.build(convolutions='none').cooperation.paths) == {'input', 'attention'}
-
-
-@torch.no_grad()
-def test_deeplabv3plus_under_mmsegs_segmentor_is_the_single_network_of_the_paper():
-    """As any user of mmseg writes the baseline."""
-    backbone = dict(type='Xception', depth=41, output_stride=16, out_indices=(1, 4))
-    channels = dict(in_channels=2048, low_level_in_channels=256)
-    shared = dict(channels=8, num_classes=3)
-    plain = dict(
-        type='EncoderDecoder',
-        backbone=backbone,
-        decode_head=dict(type='DeepLabV3PlusHead', **channels, **shared),
-        test_cfg=dict(mode='whole'),
-    )
-    single = dict(
-        type='CrossCoopEncoderDecoder',
-        backbone=dict(type='CoopBackbone', networks=dict(only=backbone)),
-        decode_head=dict(type='CrossCoopASPPHead', networks=dict(only=channels), **shared),
-        test_cfg=dict(mode='whole'),
-    )
-    plain, single = (MODELS.build(ConfigDict(cfg)).eval() for cfg in (plain, single))
-    plain.load_state_dict(
-        {key.replace('networks.only.', ''): value for key, value in single.state_dict().items()}
-    )
-    image = torch.rand(1, 3, 65, 65)
-    assert torch.equal(plain(image), single(image)['only'])
-    logits = [model.predict(image)[0].seg_logits.data for model in (plain, single)]
-    assert torch.equal(*logits)

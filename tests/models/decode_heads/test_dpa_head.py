@@ -6,11 +6,8 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.config import ConfigDict
-from mmseg.registry import MODELS
 
 from mmseg_coop.models import DPAHead
-from tests.conftest import BACKBONES
 from tests.models.base import DeployedSuite, SiteSuite, labelled
 
 
@@ -190,23 +187,3 @@ class TestDPAHead(SiteSuite, DeployedSuite):
         for classifier in (head.conv_seg, head.spa.conv_seg, head.cpa.conv_seg):
             assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
             assert not classifier.bias.any()
-
-
-def test_works_in_a_segmentor_with_an_auxiliary_head(train_batch):
-    head = dict(in_channels=64, channels=8, num_classes=4, loss_weights=dict(spa=0, cpa=0))
-    auxiliary = dict(in_channels=8, in_index=0, channels=8, num_classes=4, num_convs=1)
-    model = MODELS.build(
-        ConfigDict(
-            type='EncoderDecoder',
-            data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64)),
-            backbone=BACKBONES['resnet'],
-            decode_head=dict(type='DPAHead', **head),
-            auxiliary_head=dict(type='FCNHead', **auxiliary),
-            test_cfg=dict(mode='whole'),
-        )
-    )
-    data = model.data_preprocessor(train_batch(), training=True)
-    assert {'decode.loss_ce', 'aux.loss_ce'} <= set(model(**data, mode='loss'))
-    predicted = model.eval()(**data, mode='predict')
-    assert predicted[0].pred_sem_seg.shape == (64, 64)
-    assert model(data['inputs'], mode='tensor').shape == (2, 4, 4, 4)
