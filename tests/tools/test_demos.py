@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
 from mmseg.apis import inference_model
 
 from mmseg_coop.apis import load_model
+from tests.conftest import MINI, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
 WIDTH, TITLE = 3 * 120, 22  # of a panel, enlarged three times, and of the bar above it
@@ -48,13 +44,12 @@ test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 
 
 @pytest.fixture
-def call(work, tool, untrained_mini):
+def call(work, run_tool, untrained_mini):
     """Run a demo in the folder of the data; returns its last words."""
 
     def call(demo, what, *words, config='mini_cropped.py', checkpoint=untrained_mini, code=0):
-        done = tool(f'demo/{demo}.py', what, config, checkpoint, *words, cwd=work)
-        assert done.returncode == code, done.stderr
-        return (done.stderr if code else done.stdout).splitlines()[-1]
+        words = (what, config, checkpoint, *words)
+        return run_tool(f'demo/{demo}.py', *words, cwd=work, code=code).splitlines()[-1]
 
     return call
 
@@ -95,16 +90,14 @@ def test_pattern_and_chosen_outputs(call, work, tmp_path):
     files = {str(f.relative_to(tmp_path)) for f in tmp_path.rglob('*.png')}
     assert files == {'b.png', 'inner/a.png', 'ensemble/b.png', 'ensemble/inner/a.png'}
     assert cv2.imread(str(tmp_path / 'b.png')).shape[1] == 2 * WIDTH + 4
-    again = call('image_demo', 'images/b.png', '--out', tmp_path, code=1)
-    assert again.endswith("b.png' exists; name another place, or add --force.")
+    error = call('image_demo', 'images/b.png', '--out', tmp_path, code=1)
+    assert error.endswith("b.png' exists; name another place, or add --force.")
     assert call('image_demo', 'images/b.png', '--out', tmp_path, '--force').startswith('1 of 1')
 
 
 def test_model_with_a_single_output(call, untrained, tmp_path):
-    content = torch.load(untrained(DPANET, tmp_path / 'dpanet.pth'), weights_only=True)
-    torch.save(content['state_dict'], tmp_path / 'dpanet.pth')  # nothing but weights
+    model = dict(config=DPANET, checkpoint=untrained(DPANET, tmp_path / 'dpanet.pth'))
     options = ('--out', tmp_path / 'out', '--labels')
-    model = dict(config=DPANET, checkpoint=tmp_path / 'dpanet.pth')
     words = call('image_demo', 'images/a.jpg', *options, **model)
     assert words.startswith('1 of 1 images segmented, outputs prediction')
     assert cv2.imread(str(tmp_path / 'out/prediction/a.png')).shape == (80, 120, 3)

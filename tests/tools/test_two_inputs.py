@@ -43,24 +43,12 @@ def work(tmp_path_factory, mini_data, untrained):
     return made
 
 
-@pytest.fixture(scope='module')
-def run(tool):
-    """Run a tool; returns what it prints."""
-
-    def call(path, *words, code=0):
-        done = tool(path, *words)
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
-
-    return call
-
-
 @both
-def test_costs_are_those_of_images_of_four_channels(work, run, layout):
+def test_costs_are_those_of_images_of_four_channels(work, run_tool, layout):
     config, _, _ = work[layout]
-    assert '1 x 4 x 64 x 64' in run('tools/analysis_tools/get_flops.py', config)
+    assert '1 x 4 x 64 x 64' in run_tool('tools/analysis_tools/get_flops.py', config)
     words = ('--size', '64x64', '--repeats', 1, '--batch-size', 2, '--part', 'backbone')
-    found = run('tools/analysis_tools/benchmark.py', config, *words, '--optimize')
+    found = run_tool('tools/analysis_tools/benchmark.py', config, *words, '--optimize')
     assert found.startswith('2 x 4 x 64 x 64, median')
 
 
@@ -71,16 +59,18 @@ def labels_in(folder):
 
 @both
 @pytest.mark.parametrize('bgr_to_rgb', [True, False])
-def test_demo_and_exported_model_see_the_same_of_a_file(work, run, layout, bgr_to_rgb, tmp_path):
+def test_demo_and_exported_model_see_the_same_of_a_file(
+    work, run_tool, layout, bgr_to_rgb, tmp_path
+):
     pytest.importorskip('onnxruntime')
     config, checkpoint, data = work[layout]
     changed = ('--cfg-options', f'model.data_preprocessor.bgr_to_rgb={bgr_to_rgb}')
     images, out = data / IMAGES[layout], tmp_path / 'm.onnx'
     words = (images, config, checkpoint, '--labels', '--out', tmp_path / 'a', *changed)
     number = len(list(images.iterdir()))
-    assert f'{number} of {number} images segmented' in run('demo/image_demo.py', *words)
-    run('tools/deployment/export_onnx.py', config, checkpoint, '--out', out, *changed)
-    run('tools/deployment/onnx_inference.py', out, images, '--labels', '--out', tmp_path / 'b')
+    assert f'{number} of {number} images segmented' in run_tool('demo/image_demo.py', *words)
+    run_tool('tools/deployment/export_onnx.py', config, checkpoint, '--out', out, *changed)
+    run_tool('tools/deployment/onnx_inference.py', out, images, '--labels', '--out', tmp_path / 'b')
     here, there = labels_in(tmp_path / 'a'), labels_in(tmp_path / 'b')
     assert here.keys() == there.keys()
     assert len(np.unique(np.stack([*here.values()]))) > 1
@@ -98,15 +88,15 @@ def test_demo_and_exported_model_see_the_same_of_a_file(work, run, layout, bgr_t
         pixels = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)
         pixels[..., 3] = 0
         cv2.imwrite(str(source), pixels)
-    run('tools/deployment/onnx_inference.py', out, source, '--labels', '--out', tmp_path / 'c')
+    run_tool('tools/deployment/onnx_inference.py', out, source, '--labels', '--out', tmp_path / 'c')
     assert (labels_in(tmp_path / 'c')[name] != there[name]).mean() > 0.02
 
 
 @both
-def test_the_second_image_is_drawn_beside_the_first(work, run, layout, tmp_path):
+def test_the_second_image_is_drawn_beside_the_first(work, run_tool, layout, tmp_path):
     config, _, data = work[layout]
     words = ('--split', 'val', '--number', 1, '--out', tmp_path)
-    run('tools/analysis_tools/browse_dataset.py', config, *words)
+    run_tool('tools/analysis_tools/browse_dataset.py', config, *words)
     (figure,) = tmp_path.iterdir()
     drawn = cv2.imread(str(figure))
     side = 4 * 64  # panels of at least 240 pixels
@@ -119,7 +109,7 @@ def test_the_second_image_is_drawn_beside_the_first(work, run, layout, tmp_path)
     assert np.corrcoef(second.ravel(), panel[..., 0].ravel())[0, 1] > 0.99
 
 
-def test_an_image_without_its_second_one_is_named(work, run, tmp_path):
+def test_an_image_without_its_second_one_is_named(work, run_tool, tmp_path):
     config, checkpoint, data = work['rgbd']
     (tmp_path / 'RGB').mkdir()
     for file in sorted((data / 'RGB').iterdir())[:2]:
@@ -129,15 +119,15 @@ def test_an_image_without_its_second_one_is_named(work, run, tmp_path):
     (tmp_path / 'Depth').mkdir()
     shutil.copy(depth, tmp_path / 'Depth')
     words = (config, checkpoint, '--out', tmp_path / 'out')
-    error = run('demo/image_demo.py', tmp_path / 'RGB', *words, code=1)
+    error = run_tool('demo/image_demo.py', tmp_path / 'RGB', *words, code=1)
     assert 'error: second image of ' in error
     assert len([*(tmp_path / 'out').iterdir()]) == 1  # the other has its depth
-    error = run('demo/image_demo.py', str(tmp_path / '*.jpg'), *words, '--force', code=1)
+    error = run_tool('demo/image_demo.py', str(tmp_path / '*.jpg'), *words, '--force', code=1)
     assert 'has no second image: it is not named RGB/….jpg' in error
 
 
 @both
-def test_a_video_has_no_second_image(work, run, layout, tmp_path):
+def test_a_video_has_no_second_image(work, run_tool, layout, tmp_path):
     config, checkpoint, _ = work[layout]
     writer = cv2.VideoWriter(
         str(tmp_path / 'in.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 12, (64, 64)
@@ -145,20 +135,20 @@ def test_a_video_has_no_second_image(work, run, layout, tmp_path):
     writer.write(np.zeros((64, 64, 3), np.uint8))
     writer.release()
     words = (config, checkpoint, '--out', tmp_path / 'out.mp4')
-    error = run('demo/video_demo.py', tmp_path / 'in.avi', *words, code=1)
+    error = run_tool('demo/video_demo.py', tmp_path / 'in.avi', *words, code=1)
     expected = dict(rgbd='names no file', rgbt='mean and std of 4 channels')
     assert expected[layout] in error.splitlines()[-1]
 
 
-def test_faulty_second_images_are_found_named_and_left_out(work, run, tmp_path):
+def test_faulty_second_images_are_found_named_and_left_out(work, tool, tmp_path):
     config, _, data = work['rgbd']
     shutil.copytree(data, tmp_path / 'data')
     spoilt = sorted((tmp_path / 'data/Depth').glob('train*'))[1]
     spoilt.unlink()
     options = ('--cfg-options', f'train_dataloader.dataset.data_root={tmp_path / "data"}')
     words = ('--splits', 'train', '--out', tmp_path / 'histogram.png', *options)
-    table = run('tools/analysis_tools/check_dataset.py', config, *words, code=1)
-    assert f'second image of {tmp_path}' in table
+    done = tool('tools/analysis_tools/check_dataset.py', config, *words)
+    assert f'second image of {tmp_path}' in done.stdout
     cfg = Config.fromfile(config)
     dataset = cfg.train_dataloader.dataset
     dataset.data_root = str(tmp_path / 'data')
@@ -169,11 +159,11 @@ def test_faulty_second_images_are_found_named_and_left_out(work, run, tmp_path):
     assert str(spoilt) in text
 
 
-def test_a_network_of_an_image_of_its_own_is_not_taken_out(work, run, untrained, tmp_path):
+def test_a_network_of_an_image_of_its_own_is_not_taken_out(work, run_tool, untrained, tmp_path):
     config, _, _ = work['rgbd']
     alone = {'model.decode_head.topology': 'none'}
     checkpoint = untrained(config, tmp_path / 'model.pth', alone)
     words = ('--network', 'top', '--out', tmp_path, '--cfg-options')
     words = (*words, *(f'{key}={value}' for key, value in alone.items()))
-    error = run('tools/model_converters/extract.py', config, checkpoint, *words, code=1)
+    error = run_tool('tools/model_converters/extract.py', config, checkpoint, *words, code=1)
     assert "network 'top' reads the channels (0, 1, 2) of an image" in error
