@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmseg.apis import MMSegInferencer, inference_model, init_model, show_result_pyplot
+from mmseg.apis import MMSegInferencer, inference_model, init_model
 from mmseg.registry import MODELS
 
 from mmseg_coop.datasets import CamVidDataset
 from mmseg_coop.datasets.faults.walk import iter_datasets
+from tests.conftest import MINI, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-NAME = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
-MINI = ROOT / f'configs/cross_coop/{NAME}.py'
+NAME = MINI.stem
 NAMES = ['bottom', 'ensemble', 'top']
 
 
@@ -76,26 +73,6 @@ def test_inference_model_returns_every_output(checkpoint, image):
     for sample in inference_model(model, [image, image]):
         check(sample, expected)
     check(inference_model(model, cv2.imread(image)), expected)
-
-
-def test_init_model_takes_the_chosen_output(checkpoint, image):
-    options = {'model.test_cfg.output': 'bottom'}
-    model = init_model(str(MINI), checkpoint, device='cpu', cfg_options=options)
-    sample = inference_model(model, image)
-    assert sample.output == 'bottom'
-    assert torch.equal(sample.pred_sem_seg.data, sample.pred_outputs.bottom)
-
-
-def test_mmseg_draws_the_chosen_output(checkpoint, image, tmp_path):
-    model = init_model(str(MINI), checkpoint, device='cpu')
-    sample = inference_model(model, image)
-    show_result_pyplot(
-        model, image, sample, show=False, with_labels=False, out_file=str(tmp_path / 'a.png')
-    )
-    drawn = cv2.imread(str(tmp_path / 'a.png')).astype(float)
-    palette = np.array(model.dataset_meta['palette'])[:, ::-1]
-    colors = palette[sample.pred_sem_seg.data[0].numpy()]
-    assert np.abs(drawn - (cv2.imread(image) + colors) / 2).max() <= 2
 
 
 #: Ways to name the model to MMSegInferencer.

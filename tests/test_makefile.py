@@ -35,12 +35,7 @@ def test_help_is_the_default_and_lists_the_targets():
             '3.12.1',
             'found Python 3.12.1, needed is Python >= 3.10 and < 3.12',
         ),
-        (
-            'onedl',
-            'ensurepip',
-            '3.11.7',
-            'cannot make virtual environments: install its venv module',
-        ),
+        ('onedl', 'ensurepip', '3.11.7', 'cannot make virtual environments: install its venv'),
     ],
 )
 def test_unfit_interpreter_is_refused_before_anything_is_made(

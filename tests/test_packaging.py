@@ -21,9 +21,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import mmseg_coop
-from mmseg_coop._stack import ONEDL, check_stack
+from mmseg_coop._stack import ONEDL
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
     *('LICENSE', 'MANIFEST.in', 'README.md', 'model-index.yml', 'pyproject.toml', 'setup.py'),
     *('configs', 'demo', 'mmseg_coop', 'mmseg_coop_cli.py', 'requirements', 'requirements.txt'),
@@ -120,13 +120,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def wheel(project):
-    dist = project / 'dist'
-    run(
-        *(sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation'),
-        *('--wheel-dir', dist, project),
-        cwd=project,
-    )
-    return next(dist.glob('mmseg_coop-*.whl'))
+    return build(project, 'wheel')
 
 
 @pytest.fixture(scope='module')
@@ -182,10 +176,8 @@ def test_source_distribution_builds_the_same_wheel(project, wheel, tmp_path):
 
 def test_command_of_the_wheel_finds_its_tools_and_configs(python, tmp_path):
     command = (python, '-m', 'mmseg_coop_cli')
-    assert re.search('^  predict  +Segment an image', run(*command, '--help', cwd=tmp_path), re.M)
-    words = ('--layout', 'camvid', '--out', 'data', '--train', 1, '--val', 1, '--size', '64x64')
-    run(*command, 'make-mini-dataset', *words, cwd=tmp_path)
-    assert len(list(tmp_path.glob('data/*/test/*'))) == 2
+    said = run(*command, '--help', cwd=tmp_path)
+    assert re.search('^  predict  +Segment an image', said, re.MULTILINE)
     assert 'max_iters=200' in run(*command, 'print-config', NAME, cwd=tmp_path)
 
 
@@ -270,20 +262,6 @@ def test_no_module_imports_mmcv_ops():
             if isinstance(node, ast.ImportFrom):
                 names = [f'{node.module}.{alias.name}' for alias in node.names]
             assert not [name for name in names if f'{name}.'.startswith('mmcv.ops.')], path
-
-
-@pytest.mark.skipif(check_stack() is not ONEDL, reason="OpenMMLab's mmseg itself imports mmcv.ops")
-def test_every_module_imports_without_mmcv_ops():
-    code = (
-        'import importlib, pkgutil, sys\n'
-        'sys.modules["mmcv.ops"] = None  # makes its import fail\n'
-        'import mmseg_coop\n'
-        'walk = pkgutil.walk_packages(mmseg_coop.__path__, "mmseg_coop.")\n'
-        'print(len([importlib.import_module(module.name) for module in walk]))'
-    )
-    printed = run(sys.executable, '-c', code, cwd=ROOT)
-    modules = [path for path in (ROOT / 'mmseg_coop').rglob('*.py') if path.name != '__init__.py']
-    assert int(printed.split()[-1]) >= len(modules)
 
 
 # mim: configs by name, from a folder that is not the project's

@@ -52,12 +52,6 @@ def test_eleven_classes_in_segnets_palette(root):
     assert not dataset.reduce_zero_label
 
 
-def test_a_subset_of_classes_ignores_the_others(root):
-    dataset = build(root, pipeline=PIPELINE, metainfo=dict(classes=('building', 'road')))
-    assert [np.unique(item['gt_seg_map']).tolist() for item in dataset] == [[255], [0]]
-    assert dataset.metainfo['palette'] == [[128, 0, 0], [128, 64, 128]]
-
-
 def test_other_suffixes(root):
     for path in (root / 'img_dir' / 'train').iterdir():
         path.rename(path.with_suffix('.jpeg'))

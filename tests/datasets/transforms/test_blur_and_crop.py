@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mmcv.transforms import Compose
-from mmseg.registry import TRANSFORMS
 
 from mmseg_coop.datasets import EvalCenterCrop, RandomGaussianBlur
 
@@ -68,33 +66,3 @@ def test_images_without_labels_are_not_cropped(image):
     assert whole['ori_shape'] == (120, 160)
     with pytest.raises(ValueError, match=r'label a\.png is not loaded; put it behind LoadSegAnn'):
         EvalCenterCrop(crop_size=(40, 20)).transform(dict(results, seg_map_path='a.png'))
-
-
-def test_the_papers_validation_crop_through_a_pipeline(image, tmp_path):
-    import mmcv
-
-    file = tmp_path / 'image.png'
-    label_file = tmp_path / 'label.png'
-    mmcv.imwrite(image, str(file))
-    mmcv.imwrite(np.full((60, 80), 3, np.uint8), str(label_file))
-    pipeline = Compose(
-        [
-            TRANSFORMS.build(step)
-            for step in (
-                dict(type='LoadSegImage'),
-                dict(type='LoadSegAnnotations', num_classes=4),
-                dict(type='Resize', scale=(4 * 33, 33), keep_ratio=True),
-                dict(type='EvalCenterCrop', crop_size=(33, 33)),
-                dict(type='PackSegInputs'),
-            )
-        ]
-    )
-    results = pipeline(
-        dict(
-            img_path=str(file), seg_map_path=str(label_file), reduce_zero_label=False,
-            label_map=None, seg_fields=[],
-        )
-    )  # fmt: skip
-    assert results['inputs'].shape == (3, 33, 33)
-    assert results['data_samples'].gt_sem_seg.shape == (33, 33)
-    assert results['data_samples'].ori_shape == (33, 33)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from mmcv.transforms import LoadImageFromFile
 from mmseg.datasets.transforms import LoadAnnotations
-from mmseg.registry import TRANSFORMS
 from PIL import Image
 
 from mmseg_coop.datasets import LoadSegAnnotations, LoadSegImage
@@ -177,16 +176,6 @@ def test_values_are_checked_after_relabelling(tmp_path):
         load()
     assert load(reduce_zero_label=True) == [[0, 1, 2]]
     assert load(label_map={3: 255}) == [[1, 2, 255]]
-
-
-def test_label_may_be_loaded_after_the_image_is_resized(tmp_path):
-    """As mmseg's test pipelines do."""
-    item = label_item(tmp_path / 'l.png', np.zeros((48, 64), np.uint8))
-    results = LoadSegImage()({**item, **write(tmp_path / 'i.png', encode(IMAGE, 'PNG'))})
-    results = TRANSFORMS.build(dict(type='Resize', scale=(32, 24)))(results)
-    results = LoadSegAnnotations()(results)
-    assert results['img'].shape == (24, 32, 3)
-    assert results['gt_seg_map'].shape == (48, 64)
 
 
 @pytest.mark.parametrize(

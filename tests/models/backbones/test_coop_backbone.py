@@ -43,10 +43,7 @@ class TestCoopBackbone(ModelSuite):
         (dict(networks={}), 'networks is empty'),
         (dict(networks=dict(ensemble=RESNET)), "'ensemble' cannot name a network"),
         (normalized(left=dict(mean=[0], std=[1])), "unknown network 'left'.*'top'"),
-        (
-            dict(normalize=dict(top=dict(mean=[0], std=[1]))),
-            'needs to know how the image was normalised',
-        ),
+        (dict(normalize=dict(top=dict(mean=[0], std=[1]))), 'to know how the image was normalised'),
         (normalized(top=dict(mean=[0])), 'a normalisation is dict'),
         (normalized(top=dict(mean=[0, 0], std=[1])), 'one value a channel'),
         (normalized(top=dict(mean=[0.0], std=[0.0])), 'std=.* divides'),
