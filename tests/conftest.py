@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,12 +36,14 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _quick_optimizers():
-    """For every layer, mmengine looks on the disk whether mmcv has its ops; here it does once."""
+def _quick_mmengine():
+    """Mmengine looks for mmcv's ops once, not a layer, and leaves garbage to Python."""
     has_ops = mmcv_full_available()
     with pytest.MonkeyPatch.context() as patch:
         place = 'mmengine.optim.optimizer.default_constructor.mmcv_full_available'
         patch.setattr(place, lambda: has_ops)
+        # once for every dataset, with all that is imported
+        patch.setattr('mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=lambda: 0))
         yield
 
 

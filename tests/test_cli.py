@@ -14,9 +14,9 @@ from mmseg_coop.config import load_config
 from mmseg_coop.errors import ConfigError
 from mmseg_coop.version import __version__
 from mmseg_coop_cli import SHORT_NAMES, load_tool, main, program
+from tests.conftest import MINI, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-NAME = 'cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128'
+NAME = MINI.stem
 TOOLS = {
     path.stem.replace('_', '-'): path
     for folder in ('tools', 'demo')

@@ -3,7 +3,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +18,8 @@ from mmseg_coop.config import forget_pretrained, load_config
 from mmseg_coop.datasets.faults.walk import iter_datasets
 from mmseg_coop.models._channels import image_channels
 from tests.apis.test_folding import randomize
-from tests.conftest import shrink_networks
+from tests.conftest import ROOT, shrink_networks
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
 #: Configs by folder; a config that is lost or not picked up changes the count.
 COUNTS = dict(cross_coop=29, deeplabv3plus=8, dpanet=13)

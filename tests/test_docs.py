@@ -34,9 +34,8 @@ import mmseg_coop
 from mmseg_coop.analysis import study_queue
 from mmseg_coop.apis import check_data
 from mmseg_coop.config import forget_pretrained
-from tests.conftest import Here, shrink_networks
+from tests.conftest import ROOT, Here, shrink_networks
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / name
     for pattern in ('[A-Z]*.md', 'configs/*/README.md', 'docs/*.md', 'docs/[!_]*/*.md')
@@ -70,20 +69,8 @@ def file_named_in(block):
 
 
 @pytest.fixture(scope='module')
-def run(tool):
-    """Run a tool; return what it prints."""
-
-    def call(path, *words):
-        done = tool(path, *words)
-        assert done.returncode == 0, f'{path} {shlex.join(map(str, words))}\n{done.stderr}'
-        return done.stdout
-
-    return call
-
-
-@pytest.fixture(scope='module')
-def help_of(run):
-    return functools.cache(lambda path: run(path, '--help'))
+def help_of(run_tool):
+    return functools.cache(lambda path: run_tool(path, '--help'))
 
 
 # What Sphinx makes of it
@@ -173,13 +160,13 @@ def project(tmp_path_factory, mini_data, trained):
 
 
 @pytest.fixture(scope='module')
-def exported_model(project, run):
+def exported_model(project, run_tool):
     """The files that the commands for the export write."""
     for package in ('onnx', 'onnxruntime'):
         pytest.importorskip(package, reason=f'{package} is what the export needs')
     options = ['--program'] if hasattr(torch.export, 'save') else []
     checkpoint = 'work_dirs/mini/iter_200.pth'
-    run('tools/deployment/export_onnx.py', MINI, checkpoint, '--out', 'model.onnx', *options)
+    run_tool('tools/deployment/export_onnx.py', MINI, checkpoint, '--out', 'model.onnx', *options)
 
 
 @pytest.mark.parametrize('page', GUIDES, ids=name_of)  # the pages of the methods quote the source
@@ -278,7 +265,7 @@ default_hooks = dict(checkpoint=dict(interval=2))
     [page for page in GUIDES if page.parent.name == 'docs' and page.name != 'index.md'],
     ids=name_of,
 )
-def test_commands_run(page, project, run, tool, monkeypatch):
+def test_commands_run(page, project, run_tool, tool, monkeypatch):
     # what a study starts runs here as well
     monkeypatch.setattr(study_queue, 'spawn', lambda command, _, log: Here(tool, command, log))
     Path('my_configs/short.py').write_text(SHORT)
@@ -303,7 +290,7 @@ def test_commands_run(page, project, run, tool, monkeypatch):
         line = line.replace('--out data/', '--out drawn/')
         words = shlex.split(os.path.expandvars(line.removeprefix('PYTHONPATH=. ')))
         if words[0] == 'python':
-            run(*words[1:])
+            run_tool(*words[1:])
         else:
             done = subprocess.run(['bash', '-c', line], text=True, capture_output=True, check=False)
             assert done.returncode == 0, f'{line}\n{done.stderr}'
@@ -347,7 +334,7 @@ def test_every_figure_of_segmentations_has_a_command():
 
 
 @pytest.mark.parametrize('line', figure_commands())
-def test_figures_of_the_papers_are_drawn(line, made_small, run, tmp_path, monkeypatch):
+def test_figures_of_the_papers_are_drawn(line, made_small, run_tool, tmp_path, monkeypatch):
     """As the page says, but with small models; where it lets choose one, mmseg's DANet."""
     danet = (
         Path(mmseg.__file__).parent
@@ -359,7 +346,7 @@ def test_figures_of_the_papers_are_drawn(line, made_small, run, tmp_path, monkey
             config = danet if word == 'OTHER_CONFIG' else ROOT / word
             words[index : index + 2] = made_small(config)
     monkeypatch.chdir(tmp_path)
-    printed = run(script, *words)
+    printed = run_tool(script, *words)
     (out,) = tmp_path.glob('figure*')
     assert len(list(out.glob('*.png'))) == 2  # all frames there are
     compared = ['1:r101', '2:x65'] if 'cross-coop' in line else ['1:prediction', '2:prediction']

@@ -3,11 +3,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.conftest import ROOT
+
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='make is not installed')
 
 

@@ -24,8 +24,8 @@ from mmseg_coop.config import load_config
 from mmseg_coop.models import ChannelPoolAttention, SpatialPoolAttention, decode_heads
 from mmseg_coop.models.cooperation import run_in_step
 from mmseg_coop.models.decode_heads import coop_head, deeplabv3plus_head
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.stem: path for path in sorted((ROOT / 'docs/methods').glob('*.md'))}
 #: How many equations each paper numbers, and its key in paper_tables.yml.
 PAPERS = dict(cross_cooperative_learning=(1, 'cross-coop'), dpanet=(14, 'dpanet'))

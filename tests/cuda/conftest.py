@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import MINI, ROOT
+
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
-MINI = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 
 
 def families():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.cuda.conftest import ROOT
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.cuda
 VOC = '1xb6-88k_voc12aug-513x513.py'

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from mmseg_coop.apis import export, load_model
-from tests.cuda.conftest import MINI
+from tests.conftest import MINI
 
 pytestmark = pytest.mark.cuda
 
