@@ -16,9 +16,11 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.structures import PixelData
 from mmengine.utils.dl_utils import mmcv_full_available
 from mmengine.visualization import Visualizer
 from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 
 from mmseg_coop.config import forget_pretrained
 from mmseg_coop.datasets import CamVidDataset
@@ -285,6 +287,7 @@ def coop_model_cfg():
         for name, backbone in networks.items():
             in_channels, low_level_in_channels = CHANNELS[backbone]
             heads[name] = dict(in_channels=in_channels, low_level_in_channels=low_level_in_channels)
+        head = dict(dict(networks=heads, channels=16, dilations=(1, 2, 3, 4)), **head)
         return dict(
             type='CrossCoopEncoderDecoder',
             data_preprocessor=dict(
@@ -298,43 +301,33 @@ def coop_model_cfg():
                 type='CoopBackbone',
                 networks={name: dict(BACKBONES[backbone]) for name, backbone in networks.items()},
             ),
-            decode_head=dict(
-                type='CrossCoopASPPHead',
-                **{
-                    **dict(
-                        networks=heads,
-                        channels=16,
-                        dilations=(1, 2, 3, 4),
-                        num_classes=num_classes,
-                    ),
-                    **head,
-                },
-            ),
+            decode_head=dict(type='CrossCoopASPPHead', num_classes=num_classes, **head),
             test_cfg=test_cfg or dict(mode='whole'),
         )
 
     return make
 
 
+def labelled(count, size, *, num_classes=3):
+    """Samples with a label each, whose first row is ignored."""
+    samples = []
+    for index in range(count):
+        label = torch.randint(0, num_classes, (1, *size))
+        label[:, 0] = 255
+        shapes = dict(img_shape=size, pad_shape=size, ori_shape=size)
+        sample = SegDataSample(metainfo=dict(img_path=f'{index}.png', **shapes))
+        sample.gt_sem_seg = PixelData(data=label)
+        samples.append(sample)
+    return samples
+
+
 @pytest.fixture
 def train_batch():
     """A batch of two images with labels, as the data preprocessor takes it."""
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
 
     def make(size=(64, 64), *, num_classes=4, batch_size=2, channels=3):
-        inputs, samples = [], []
-        for index in range(batch_size):
-            inputs.append(torch.randint(0, 256, (channels, *size), dtype=torch.uint8))
-            label = torch.randint(0, num_classes, (1, *size))
-            label[:, :2] = 255
-            sample = SegDataSample(
-                metainfo=dict(
-                    img_path=f'{index}.png', ori_shape=size, img_shape=size, pad_shape=size
-                )
-            )
-            sample.gt_sem_seg = PixelData(data=label)
-            samples.append(sample)
-        return dict(inputs=inputs, data_samples=samples)
+        images = torch.randint(0, 256, (batch_size, channels, *size), dtype=torch.uint8)
+        samples = labelled(batch_size, size, num_classes=num_classes)
+        return dict(inputs=list(images), data_samples=samples)
 
     return make

@@ -13,13 +13,12 @@ from typing import ClassVar
 
 import pytest
 import torch
-from mmengine.structures import PixelData
 from mmengine.utils import digit_version
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from torch.utils._pytree import tree_flatten, tree_map
 
 from mmseg_coop.models.cooperation import run_in_step
+from tests.conftest import labelled
 
 HAS_DYNAMO_EXPORTER = 'dynamo' in inspect.signature(torch.onnx.export).parameters
 NO_BATCH_STATISTICS = dict(type='GN', num_groups=1)
@@ -28,18 +27,6 @@ NO_BATCH_STATISTICS = dict(type='GN', num_groups=1)
 def tensors(tree):
     """All tensors of what a model takes or returns, in order."""
     return tree_flatten(tree)[0]
-
-
-def labelled(count, size, *, num_classes=3):
-    """Samples with a label each, whose first row is ignored."""
-    samples = []
-    for _ in range(count):
-        label = torch.randint(0, num_classes, (1, *size))
-        label[:, 0] = 255
-        sample = SegDataSample(metainfo=dict(img_shape=size, pad_shape=size, ori_shape=size))
-        sample.gt_sem_seg = PixelData(data=label)
-        samples.append(sample)
-    return samples
 
 
 class ModelSuite:

@@ -7,7 +7,7 @@ import torch
 from mmseg.registry import MODELS
 
 from mmseg_coop.models import CoopDataPreProcessor
-from tests.models.base import labelled
+from tests.conftest import labelled
 
 COLOURS = dict(mean=[10.0, 20.0, 30.0], std=[2.0, 4.0, 8.0])
 

@@ -57,8 +57,7 @@ def labels_in(folder):
     return {file.name: cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in files}
 
 
-@both
-@pytest.mark.parametrize('bgr_to_rgb', [True, False])
+@pytest.mark.parametrize(('layout', 'bgr_to_rgb'), [('rgbd', True), ('rgbt', False)])
 def test_demo_and_exported_model_see_the_same_of_a_file(
     work, run_tool, layout, bgr_to_rgb, tmp_path
 ):

@@ -9,7 +9,8 @@ import torch
 from mmseg.registry import MODELS
 
 from mmseg_coop.models import DeepLabV3PlusHead, DPAHead
-from tests.models.base import NO_BATCH_STATISTICS, HeadSuite, labelled
+from tests.conftest import labelled
+from tests.models.base import NO_BATCH_STATISTICS, HeadSuite
 
 DEEPLAB = dict(type='DeepLabV3PlusHead', in_channels=12, low_level_in_channels=5)
 SEGFORMER = dict(type='SegformerHead', in_channels=[5, 10], in_index=[0, -1])

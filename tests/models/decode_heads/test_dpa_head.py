@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from mmseg_coop.models import DPAHead
-from tests.models.base import DeployedSuite, SiteSuite, labelled
+from tests.conftest import labelled
+from tests.models.base import DeployedSuite, SiteSuite
 
 
 class OnMaps(torch.nn.Module):

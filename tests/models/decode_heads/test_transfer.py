@@ -10,7 +10,7 @@ from mmseg.registry import MODELS
 from torch.nn import functional
 
 from mmseg_coop.models.decode_heads.transfer import Transfer
-from tests.models.base import labelled
+from tests.conftest import labelled
 
 #: A cheap network taught by a pair, none of which exchange feature maps.
 TAUGHT = dict(top='resnet', bottom='mobilenet', light='mobilenet')
