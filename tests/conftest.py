@@ -210,6 +210,14 @@ def trained(tool, mini_data, run_options, tmp_path_factory):
     return folder, done.stdout + done.stderr
 
 
+def mini_with(*steps):
+    """The miniature config with further steps in the test pipeline, ahead of the packing."""
+    cfg = Config.fromfile(MINI, format_python_code=False)
+    cfg.test_pipeline[-1:-1] = steps
+    cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
+    return cfg
+
+
 @pytest.fixture(scope='session')
 def untrained():
     """Write a checkpoint with random weights whose classes differ from pixel to pixel."""

@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 
 from mmseg_coop.datasets import CamVidDataset
 from mmseg_coop.datasets.faults.walk import iter_datasets
-from tests.conftest import MINI, ROOT
+from tests.conftest import MINI, ROOT, mini_with
 
 NAME = MINI.stem
 NAMES = ['bottom', 'ensemble', 'top']
@@ -117,12 +117,8 @@ def test_all_models_are_listed():
 @pytest.fixture
 def cropped():
     """A config that evaluates the centre crop, as those of VOC do."""
-    cfg = Config.fromfile(MINI)
     resize = dict(type='Resize', scale=(256, 64), keep_ratio=True)
-    crop = dict(type='EvalCenterCrop', crop_size=(64, 64))
-    cfg.test_pipeline = [*cfg.test_pipeline[:-1], resize, crop, cfg.test_pipeline[-1]]
-    cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
-    return cfg
+    return mini_with(resize, dict(type='EvalCenterCrop', crop_size=(64, 64)))
 
 
 def test_images_are_segmented_whole_where_the_evaluation_crops(cropped, checkpoint, image):

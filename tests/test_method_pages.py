@@ -381,19 +381,12 @@ def test_tables_of_the_paper_are_mapped_to_configs(page):
 
 def test_the_printed_means_that_are_not_means():
     data = yaml.safe_load((ROOT / 'tools/analysis_tools/paper_tables.yml').read_text())
-    rows = cells(section('cross_cooperative_learning', "## From the paper's tables to configs"))
-    printed = [float(row[-1]) for row in rows if row[0] == '1']
-    means = [sum(row['IoU']) / 21 for row in data['papers']['cross-coop']['tables'][0]['rows']]
-    off = [
-        (figure, round(mean, 1))
-        for figure, mean in zip(printed, means, strict=True)
-        if abs(figure - mean) > 0.1
-    ]
-    assert off == [(77.6, 76.3), (80.1, 79.6)]
-    text = PAGES['cross_cooperative_learning'].read_text()
-    for figure, mean in off:
-        assert str(figure) in text
-        assert str(mean) in text
+    rows = data['papers']['cross-coop']['tables'][0]['rows']
+    notes = [row['note'] for row in rows if 'note' in row]
+    assert len(notes) == 2
+    for note in notes:
+        for figure in re.search(r'is (\d+\.\d), not (\d+\.\d)', note).groups():
+            assert figure in PAGES['cross_cooperative_learning'].read_text()
 
 
 def test_shapes_at_the_sites():

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmseg.apis import inference_model
 
 from mmseg_coop.apis import load_model
-from tests.conftest import MINI, ROOT
+from tests.conftest import ROOT, mini_with
 
 DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
@@ -18,18 +18,9 @@ WIDTH, TITLE = 3 * 120, 22  # of a panel, enlarged three times, and of the bar a
 def work(tmp_path_factory):
     """A config that evaluates the centre crop, images and a video."""
     folder = tmp_path_factory.mktemp('demos')
-    (folder / 'mini_cropped.py').write_text(
-        f"""_base_ = ['{MINI}']
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='Resize', scale=(256, 64), keep_ratio=True),
-    dict(type='EvalCenterCrop', crop_size=(64, 64)),
-    dict(type='PackSegInputs'),
-]
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-"""
-    )
+    resize = dict(type='Resize', scale=(256, 64), keep_ratio=True)
+    cropped = mini_with(resize, dict(type='EvalCenterCrop', crop_size=(64, 64)))
+    cropped.dump(folder / 'mini_cropped.py')
     generator = np.random.default_rng(0)
     writer = cv2.VideoWriter(str(folder / 'in.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 12, (120, 80))
     for name in ('a.jpg', 'b.png', 'inner/a.png'):

@@ -16,7 +16,7 @@ from mmseg.apis import inference_model
 
 from mmseg_coop.apis import export as export_module
 from mmseg_coop.apis import load_model
-from tests.conftest import MINI, ROOT
+from tests.conftest import MINI, ROOT, mini_with
 
 DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
@@ -36,17 +36,8 @@ import onnxruntime  # noqa: E402
 def work(tmp_path_factory):
     """A config that resizes, and images of several sizes."""
     folder = tmp_path_factory.mktemp('deployment')
-    (folder / 'mini_resized.py').write_text(
-        f"""_base_ = ['{MINI}']
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(96, 64), keep_ratio=True),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
-test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-"""
-    )
+    resize = dict(type='Resize', scale=(96, 64), keep_ratio=True)
+    mini_with(resize).dump(folder / 'mini_resized.py')
     (folder / 'images').mkdir()
     generator = np.random.default_rng(0)
     for name, size in SIZES.items():
