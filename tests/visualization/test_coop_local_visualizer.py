@@ -8,6 +8,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from mmseg_coop.visualization import CoopLocalVisualizer
+from tests.visualization.test_panels import panel
 
 CLASSES = ['road', 'car', 'tree']
 PALETTE = [[250, 0, 0], [0, 250, 0], [0, 0, 250]]
@@ -34,24 +35,17 @@ def make_sample(names=('top', 'bottom', 'ensemble'), size=(240, 100)):
     return sample
 
 
-def panels(canvas, count, width=100, bar=22, gap=4):
-    """The panels of a row, without their titles."""
-    return [
-        canvas[bar : bar + 240, i * (width + gap) : i * (width + gap) + width] for i in range(count)
-    ]
-
-
 def test_input_truth_and_all_outputs_stand_side_by_side(visualizer, tmp_path):
     image = np.full((240, 100, 3), 77, np.uint8)
     file = tmp_path / 'canvas.png'
     visualizer.add_datasample('canvas', image, make_sample(), out_file=str(file))
     canvas = mmcv.imread(str(file), channel_order='rgb')
-    given, truth, top, bottom, ensemble = panels(canvas, 5)
+    given, truth, top, bottom, ensemble = (panel(canvas, 0, column) for column in range(5))
     assert (given == 77).all()
     assert (truth[:10] == 0).all()  # ignored pixels
     assert (truth[10:] == PALETTE[0]).all()
-    for panel, color in zip((top, bottom, ensemble), PALETTE, strict=True):
-        assert (panel == color).all()
+    for drawn, color in zip((top, bottom, ensemble), PALETTE, strict=True):
+        assert (drawn == color).all()
     legend = canvas[262:].reshape(-1, 3)
     for color in PALETTE:
         assert (legend == color).all(axis=1).any()
@@ -63,7 +57,7 @@ def test_a_plain_model_shows_its_prediction(visualizer, tmp_path):
     visualizer.add_datasample('canvas', image, make_sample(names=('top',)), out_file=str(file))
     canvas = mmcv.imread(str(file), channel_order='rgb')
     assert canvas.shape[1] == 3 * 100 + 2 * 4
-    assert (panels(canvas, 3)[2] == PALETTE[0]).all()
+    assert (panel(canvas, 0, 2) == PALETTE[0]).all()
 
 
 def test_small_images_are_enlarged_and_other_sizes_fitted(visualizer):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import zlib
@@ -19,19 +18,13 @@ from mmseg_coop.datasets.faults import check_loading
 from mmseg_coop.datasets.faults.skip_faulty_dataset import SKIPPED_KEY
 from mmseg_coop.datasets.faults.walk import iter_datasets
 from mmseg_coop.errors import ConfigError, DataError
+from tests.datasets.transforms.test_loading import encode
 
 COUNT, SIZE = 6, (4, 12)  # images, height and width
 CLASSES = tuple(f'class {index}' for index in range(12))
 IDS = np.tile(np.arange(12, dtype=np.uint8), (4, 1))
 RNG = np.random.default_rng(0)
 STOCK = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-
-
-def encode(image, format, **options):
-    buffer = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(buffer, format=format, **options)
-    return buffer.getvalue()
 
 
 def grey_png(label, bits):

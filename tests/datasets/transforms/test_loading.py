@@ -21,7 +21,8 @@ BACKENDS = pytest.mark.parametrize('backend', ['cv2', 'pillow'])
 
 
 def encode(image, format, *, orientation=None, **options):
-    """Encode an image, with a tag by which viewers turn it if there is an orientation."""
+    """Encode an image or an array, with a tag by which viewers turn it if asked for."""
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     if orientation:
         options['exif'] = Image.Exif()
         options['exif'][0x0112] = orientation
@@ -36,8 +37,7 @@ def write(path, content):
 
 
 def label_item(path, label=LABEL, format='PNG', *, orientation=None, **others):
-    content = encode(Image.fromarray(np.asarray(label)), format, orientation=orientation)
-    path.write_bytes(content)
+    path.write_bytes(encode(label, format, orientation=orientation))
     return {'seg_map_path': str(path), 'reduce_zero_label': False, 'seg_fields': [], **others}
 
 

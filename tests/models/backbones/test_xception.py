@@ -102,10 +102,7 @@ def test_levels_and_gradients_are_those_of_timm(pair, training):
 class TestXception(ModelSuite):
     type = 'Xception'
     arguments: ClassVar = dict(depth=41, in_channels=4)
-    variants: ClassVar = dict(
-        stride16=dict(norm_eval=True),
-        stride8=dict(output_stride=8, multi_grid=(1, 2, 4), out_indices=(1, 4)),
-    )
+    variants: ClassVar = dict(grid=dict(multi_grid=(1, 2, 4), out_indices=(1, 4)))
     sizes = ((33, 49), (64, 48))
     refusals = (
         (dict(depth=50), r'depth=50 is unknown; choose one of \(41, 65, 71\)'),
