@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import email
-import importlib.util
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from zipfile import ZipFile
 
+import mmseg
 import pytest
 from mmengine.config import Config
 from packaging.requirements import Requirement
@@ -125,8 +125,11 @@ def wheel(project):
 
 @pytest.fixture(scope='module')
 def python(wheel, tmp_path_factory):
-    """The interpreter of an environment with the wheel."""
-    return make_environment(tmp_path_factory.mktemp('environment'), wheel)
+    """The interpreter of an environment with the wheel, which is found there."""
+    python = make_environment(folder := tmp_path_factory.mktemp('environment'), wheel)
+    show = 'import importlib.util as u; print(u.find_spec("mmseg_coop").origin)'
+    assert Path(run(python, '-c', show, cwd=folder).strip()).is_relative_to(folder)
+    return python
 
 
 def names_in(wheel: Path) -> set[str]:
@@ -181,33 +184,15 @@ def test_command_of_the_wheel_finds_its_tools_and_configs(python, tmp_path):
     assert 'max_iters=200' in run(*command, 'print-config', NAME, cwd=tmp_path)
 
 
-def mmseg_train_tool() -> Path:
-    return Path(importlib.util.find_spec('mmseg').origin).parent / '.mim/tools/train.py'
-
-
-def test_mmseg_trains_our_config_through_custom_imports_alone(python, mini_data, tmp_path):
-    show = 'import importlib.util as u; print(u.find_spec("mmseg_coop").origin)'
-    package = Path(run(python, '-c', show, cwd=tmp_path).strip()).parent
-    assert package.is_relative_to(python.parents[1])
-    base = package / '.mim/configs' / CONFIG
-    (tmp_path / 'small.py').write_text(SMALL.format(base=str(base), data=str(mini_data())))
-    log = run(python, mmseg_train_tool(), 'small.py', '--work-dir', 'out', cwd=tmp_path)
-    assert (tmp_path / 'out/iter_2.pth').is_file()
-    assert 'ensemble/mIoU' in log
-
-
-def test_configs_by_their_name_are_saved_and_inherited_through_our_scope(
-    python, mini_data, tmp_path
-):
+def test_configs_are_saved_by_name_and_inherited_ones_trained_by_mmseg(python, mini_data, tmp_path):
     # What the README gives in place of `mim download`.
     save = (
         'import mmseg_coop; from mmengine.hub import get_config; '
         f'get_config("mmseg_coop::cross_coop/{PAPER}.py").dump("saved.py")'
     )
     assert save.replace('saved.py', 'my_config.py') in (ROOT / 'README.md').read_text()
-    (tmp_path / 'small.py').write_text(
-        SMALL.format(base=f'mmseg_coop::{CONFIG}', data=str(mini_data()))
-    )
+    small = SMALL.format(base=f'mmseg_coop::{CONFIG}', data=str(mini_data()))
+    (tmp_path / 'small.py').write_text(small)
     resolve = 'from mmengine.config import Config; Config.fromfile("small.py").dump("resolved.py")'
     run(python, '-c', f'{save}; {resolve}', cwd=tmp_path)
     saved = Config.fromfile(tmp_path / 'saved.py', import_custom_modules=False)
@@ -215,8 +200,10 @@ def test_configs_by_their_name_are_saved_and_inherited_through_our_scope(
     assert saved.train_cfg.max_iters == original.train_cfg.max_iters == 88000
     assert "_scope_='mmseg_coop'" in (tmp_path / 'resolved.py').read_text()
     # Resolved, nobody has to import us first, and all that carries our scope builds without a word.
-    log = run(python, mmseg_train_tool(), 'resolved.py', '--work-dir', 'out', cwd=tmp_path)
+    train = Path(mmseg.__file__).parent / '.mim/tools/train.py'
+    log = run(python, train, 'resolved.py', '--work-dir', 'out', cwd=tmp_path)
     assert (tmp_path / 'out/iter_2.pth').is_file()
+    assert 'ensemble/mIoU' in log
     assert not re.findall('.*(?:registry tree|is not installed|Failed to import `).*', log)
 
 
