@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.optim import build_optim_wrapper
-from mmseg.registry import MODELS
+from mmseg.registry import METRICS, MODELS
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -196,6 +196,7 @@ def own_config(tmp_path):
     path = tmp_path / 'own.py'
     path.write_text(next(block for block in blocks if 'CrossCoopEncoderDecoder' in block))
     cfg = Config.fromfile(path)
+    assert METRICS.build(cfg.val_evaluator).metrics == ['mIoU']
     cfg.optim_wrapper = Config.fromfile(
         ROOT / 'configs/_base_/schedules/schedule_88k.py'
     ).optim_wrapper

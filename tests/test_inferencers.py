@@ -121,17 +121,7 @@ def cropped():
     return mini_with(resize, dict(type='EvalCenterCrop', crop_size=(64, 64)))
 
 
-def test_images_are_segmented_whole_where_the_evaluation_crops(cropped, checkpoint, image):
-    inferencer = MMSegInferencer(model=cropped.copy(), weights=checkpoint, device='cpu')
-    result = inferencer(image, return_vis=True)
-    assert result['predictions'].shape == (60, 80)
-    assert result['visualization'].shape[1] == 4 * 4 * 80 + 3 * 4
-    model = init_model(cropped, checkpoint, device='cpu')
-    for one in (image, cv2.imread(image)):
-        assert inference_model(model, one).pred_outputs.shape == (60, 80)
-
-
-def test_images_of_several_sizes_at_once(cropped, checkpoint, image):
+def test_images_of_several_sizes_are_segmented_whole_at_once(cropped, checkpoint, image):
     images = [cv2.imread(image), cv2.imread(image)[:50, :66], cv2.imread(image)[10:, 20:]]
     inferencer = MMSegInferencer(model=cropped.copy(), weights=checkpoint, device='cpu')
     model = init_model(cropped, checkpoint, device='cpu')

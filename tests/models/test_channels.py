@@ -128,12 +128,6 @@ class TestSegmentor:
         )
         assert image_channels(MODELS.build(single)) == 2
 
-    def test_channels_that_the_data_preprocessor_does_not_know_are_refused(self):
-        cfg = self.cfg()
-        cfg['backbone']['inputs'] = dict(top=(3, 3, 3))
-        with pytest.raises(ValueError, match='but the image has only 0 to 2'):
-            MODELS.build(cfg)
-
     def test_what_is_left_out_is_what_would_be_written(self):
         """The same parameters in the same order, and the same random numbers."""
         written, found = self.cfg(), self.cfg(dict(top='resnet', bottom='mobilenet'))

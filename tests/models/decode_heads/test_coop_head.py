@@ -119,7 +119,6 @@ class TestCoopHead(CoopHeadSuite):
         (dict(networks=dict(top=dict(in_channels=16))), "'top': CoopHead needs to know the head"),
         (dict(networks=dict(top=dict(type='DPHead'))), "'top': type='DPHead' is not registered"),
         (dict(connections=['aspp']), r"'aspp' of top alone.*have are \['input'\]"),
-        (dict(connections=['inputs']), "unknown site 'inputs'"),
         (dict(num_classes=-1), 'num_classes=-1 is not a positive integer'),
     )
 
@@ -288,10 +287,7 @@ class TestCrossCoopASPPHead(CoopHeadSuite):
         chosen=dict(topology=dict(top=['third']), dropout_ratio=0),
     )
     sites = ('input', 'aspp', 'aspp_output', 'low_level', 'decoder')
-    refusals = (
-        (dict(channels=0), "network 'top': channels=0 is not a positive integer"),
-        (dict(fusion=dict(channels=4)), 'fusion=.* has no type'),
-    )
+    refusals = ((dict(channels=0), "network 'top': channels=0 is not a positive integer"),)
 
 
 class TestCrossCoopDPAHead(CoopHeadSuite):
