@@ -210,12 +210,15 @@ def trained(tool, mini_data, run_options, tmp_path_factory):
     return folder, done.stdout + done.stderr
 
 
-def mini_with(*steps):
-    """The miniature config with further steps in the test pipeline, ahead of the packing."""
-    cfg = Config.fromfile(MINI, format_python_code=False)
-    cfg.test_pipeline[-1:-1] = steps
-    cfg.test_dataloader.dataset.pipeline = cfg.test_pipeline
-    return cfg
+def write_mini_with(file, *steps):
+    """Write the miniature config with further steps in the test pipeline, ahead of the packing."""
+    load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+    pipeline = [*load, *steps, dict(type='PackSegInputs')]
+    file.write_text(
+        f'_base_ = {str(MINI)!r}\ntest_pipeline = {pipeline}\n'
+        'test_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n'
+    )
+    return file
 
 
 @pytest.fixture(scope='session')

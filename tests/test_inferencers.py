@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 
 from mmseg_coop.datasets import CamVidDataset
 from mmseg_coop.datasets.faults.walk import iter_datasets
-from tests.conftest import MINI, ROOT, mini_with
+from tests.conftest import MINI, ROOT, write_mini_with
 
 NAME = MINI.stem
 NAMES = ['bottom', 'ensemble', 'top']
@@ -115,10 +115,11 @@ def test_all_models_are_listed():
 
 
 @pytest.fixture
-def cropped():
+def cropped(tmp_path):
     """A config that evaluates the centre crop, as those of VOC do."""
     resize = dict(type='Resize', scale=(256, 64), keep_ratio=True)
-    return mini_with(resize, dict(type='EvalCenterCrop', crop_size=(64, 64)))
+    crop = dict(type='EvalCenterCrop', crop_size=(64, 64))
+    return Config.fromfile(write_mini_with(tmp_path / 'cropped.py', resize, crop))
 
 
 def test_images_of_several_sizes_are_segmented_whole_at_once(cropped, checkpoint, image):

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmseg.apis import inference_model
 
 from mmseg_coop.apis import load_model
-from tests.conftest import ROOT, mini_with
+from tests.conftest import ROOT, write_mini_with
 
 DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
@@ -19,8 +19,8 @@ def work(tmp_path_factory):
     """A config that evaluates the centre crop, images and a video."""
     folder = tmp_path_factory.mktemp('demos')
     resize = dict(type='Resize', scale=(256, 64), keep_ratio=True)
-    cropped = mini_with(resize, dict(type='EvalCenterCrop', crop_size=(64, 64)))
-    cropped.dump(folder / 'mini_cropped.py')
+    crop = dict(type='EvalCenterCrop', crop_size=(64, 64))
+    write_mini_with(folder / 'mini_cropped.py', resize, crop)
     generator = np.random.default_rng(0)
     writer = cv2.VideoWriter(str(folder / 'in.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 12, (120, 80))
     for name in ('a.jpg', 'b.png', 'inner/a.png'):

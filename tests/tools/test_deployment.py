@@ -16,7 +16,7 @@ from mmseg.apis import inference_model
 
 from mmseg_coop.apis import export as export_module
 from mmseg_coop.apis import load_model
-from tests.conftest import MINI, ROOT, mini_with
+from tests.conftest import MINI, ROOT, write_mini_with
 
 DPANET = ROOT / 'configs/dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py'
 NAMES = ['top', 'bottom', 'ensemble']
@@ -37,7 +37,7 @@ def work(tmp_path_factory):
     """A config that resizes, and images of several sizes."""
     folder = tmp_path_factory.mktemp('deployment')
     resize = dict(type='Resize', scale=(96, 64), keep_ratio=True)
-    mini_with(resize).dump(folder / 'mini_resized.py')
+    write_mini_with(folder / 'mini_resized.py', resize)
     (folder / 'images').mkdir()
     generator = np.random.default_rng(0)
     for name, size in SIZES.items():
