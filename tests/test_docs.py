@@ -228,12 +228,12 @@ def test_configs_of_the_pages_train_and_predict(file, project):
 #: Marks of commands that cannot run as they stand: placeholders, data that are not here, installs.
 NOT_HERE = re.compile(
     r'(?<![$\w])(CONFIG|CHECKPOINT|PARTITION)\b|…|NNODES|/data/|VOCdevkit|data/cityscapes|SegNet|'
-    r'pip install|venv|^(CONFIG|CHECKPOINT)='
+    r'pip install|pip download|venv|^(RGBD_)?(CONFIG|CHECKPOINT)='
 )
 #: A launcher of several processes, which is started once a page, with two of them.
 LAUNCH = r'tools/dist_(\w+)\.sh (\D+) \d+'
-SHORT = f"""
-_base_ = '../{MINI}'
+SHORT = """
+_base_ = '../{}'
 short = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(batch_size=2, **short)
 val_dataloader = test_dataloader = short
@@ -252,11 +252,14 @@ default_hooks = dict(checkpoint=dict(interval=2))
 def test_commands_run(page, project, run_tool, tool, monkeypatch):
     # what a study starts runs here as well
     monkeypatch.setattr(study_queue, 'spawn', lambda command, _, log: Here(tool, command, log))
-    Path('my_configs/short.py').write_text(SHORT)
+    for file, base in (('short', MINI), ('short_rgbd', MINI.replace('camvid', 'nyuv2'))):
+        Path(f'my_configs/{file}.py').write_text(SHORT.format(base))
     shutil.copy('work_dirs/mini/iter_200.pth', 'work_dirs/mini/iter_100.pth')
     for name, value in (
         ('CONFIG', 'my_configs/short.py'),
         ('CHECKPOINT', 'work_dirs/mini/iter_200.pth'),
+        ('RGBD_CONFIG', 'my_configs/short_rgbd.py'),
+        ('RGBD_CHECKPOINT', 'work_dirs/mini_rgbd/iter_2.pth'),
         ('OMP_NUM_THREADS', '1'),
         ('PATH', f'{Path(sys.executable).parent}:{os.environ["PATH"]}'),
     ):
