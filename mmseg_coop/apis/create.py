@@ -52,9 +52,9 @@ def create_model(
             to False.
         checkpoint: Weights of a whole model, as mmseg's training writes them. Defaults to None.
         **networks: Networks by names of your choice, as many as you like; one alone is a plain
-            DeepLabV3+. Each is the name of one of the papers' networks (``mobilenet_v2``,
-            ``resnet101``, ``xception65``), ``timm/NAME`` for one of timm's, or the config of any
-            backbone of mmseg. The first two go to output stride 16, those of timm if they can.
+            DeepLabV3+. Each is the name of a network (``mobilenet_v2``, ``resnet101`` or
+            ``xception65``), ``timm/NAME`` for one of timm's, or the config of any backbone of
+            mmseg. The named networks go to output stride 16, those of timm if they can.
 
     Returns:
         The model, in training mode.
