@@ -158,10 +158,12 @@ def test_a_class_that_is_never_trained_beside_ignored_pixels(
 def test_masks_of_0_and_255_pass_once_converted_as_the_guide_says(check, data, monkeypatch):
     data.write_labels(MASK, *SIZES)
     work_dir = data.root.parent / 'guide'
-    (work_dir / 'data').mkdir(parents=True)
-    (work_dir / 'data/own').symlink_to(data.root)
-    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/data.md').read_text(), re.DOTALL)
-    (block,) = [block for block in blocks if 'ids == 255' in block]
+    (work_dir / 'data/masks').mkdir(parents=True)
+    for name in ('drawn', 'ann_dir'):
+        (work_dir / 'data/masks' / name).symlink_to(data.root / 'ann_dir')
+    guide = (ROOT / 'docs/binary_segmentation.md').read_text()
+    blocks = re.findall(r'```python\n(.*?)```', guide, re.DOTALL)
+    (block,) = [block for block in blocks if 'mask > 127' in block]
     check(code=1)
     monkeypatch.chdir(work_dir)
     exec(block, {})

@@ -374,7 +374,7 @@ def test_submission_to_the_evaluation_server_of_voc(call, untrained, tmp_path):
 
 
 def test_label_ids_for_the_test_server_of_cityscapes(call, mini_data, untrained, tmp_path):
-    """The command of configs/dpanet/README.md, on a small network and the split at hand."""
+    """The command of docs/testing.md, on a small network and the split at hand."""
     pytest.importorskip(
         'cityscapesscripts', reason='mmseg takes the label ids from cityscapesscripts'
     )
