@@ -61,7 +61,7 @@ model = dict(
         topology='cross',  # or 'none', or who receives from whom: dict(bottom=['top'])
         connections=['input', 'aspp', 'aspp_output', 'low_level', 'decoder'],  # all sites
         fusion=dict(type='SumFusion'),  # or ConcatFusion, GatedFusion
-        dropout_ratio=0.1,  # behind the ASPP output
+        dropout_ratio=0.1,  # after the ASPP output
         num_classes=21,
         norm_cfg=norm_cfg,
         # Of each network; logged as decode.top.loss_ce and decode.bottom.loss_ce (equation 1).
