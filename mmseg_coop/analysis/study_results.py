@@ -115,7 +115,7 @@ def draw_results(title: str, values: Values, out: Path) -> None:
     names = list(dict.fromkeys(key[:2] for key in values))
     size = 1 + 6 * len(splits), 1.2 + 0.3 * len(names)
     figure, axes = plt.subplots(1, len(splits), figsize=size, squeeze=False, sharey=True)
-    figure.suptitle(title)
+    figure.suptitle(f'{title}: mean, standard deviation and every seed')
     for axis, split in zip(axes[0], splits, strict=True):
         drawn = {y: list(values.get((*name, split), {}).values()) for y, name in enumerate(names)}
         for y, seeds in drawn.items():
@@ -177,10 +177,14 @@ def draw_costs(
 ) -> None:
     """Draw mIoU of rows against their operations; points are GMAC and the mIoU of every seed."""
     figure, axis = plt.subplots(figsize=(7, 4.5))
+    rows = defaultdict(list)
     for label, (gmac, seeds) in points.items():
+        rows[f'{gmac:.3g}'].append(label)
+        beside = 1 + 0.02 * (len(rows[f'{gmac:.3g}']) - 1)  # rows of equal cost stand side by side
         mean = statistics.mean(seeds)
-        axis.errorbar(gmac, mean, yerr=spread(seeds), fmt='o', capsize=3, label=label)
+        axis.errorbar(gmac * beside, mean, yerr=spread(seeds), fmt='o', capsize=3, label=label)
     figure.legend(loc='outside right upper', frameon=False)
-    axis.set(title=title, xlabel='GMAC an image', ylabel=f'{split} mIoU (%)')
+    axis.set(title=f'{title}: mean and standard deviation')
+    axis.set(xlabel='GMAC an image', ylabel=f'{split} mIoU (%)')
     axis.margins(x=0.25, y=0.15)
     save(figure, out)
