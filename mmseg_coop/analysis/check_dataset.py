@@ -295,7 +295,7 @@ def draw(found: Sequence[Split], classes: Sequence[str], path: Path) -> None:
     """Draw the histogram."""
     names = [*classes, 'ignored']
     size = 10, 1.2 + 0.32 * len(names)
-    figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=size, layout='constrained', sharey=True)
     for which, (axis, title) in enumerate(zip(axes, ('pixels', 'images'), strict=True)):
         bars = {f'{s.name} ({len(s.files)} images)': s.shares(len(classes))[which] for s in found}
         grouped_bars(axis, bars, names, horizontal=True)

@@ -81,7 +81,7 @@ def draw(matrix: np.ndarray, classes: list[str], title: str, by: str, path: Path
     """Draw the shares of a matrix ``(K, K)`` of counts."""
     shares = normalized(matrix, by)
     side = 3 + 0.42 * len(classes)
-    figure, axis = plt.subplots(figsize=(side + 0.8, side))
+    figure, axis = plt.subplots(figsize=(side + 0.8, side), layout='constrained')
     image = axis.imshow(shares, cmap='Blues', vmin=0, vmax=100)
     axis.spines[:].set_visible(False)
     axis.set_xticks(range(len(classes)), classes, rotation=90)

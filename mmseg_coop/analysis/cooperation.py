@@ -133,7 +133,7 @@ def draw(
     path: Path,
 ) -> None:
     """Draw the page; ``cka`` is the likeness before and after the exchange, by place."""
-    figure, axes = plt.subplot_mosaic([[0, 1], [2, 2]], figsize=(11, 9))
+    figure, axes = plt.subplot_mosaic([[0, 1], [2, 2]], figsize=(11, 9), layout='constrained')
     figure.suptitle(title)
     base = miou[NOTHING]
     sites = [site for site in miou if site != NOTHING]

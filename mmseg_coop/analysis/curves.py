@@ -102,7 +102,7 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
 
 def draw(runs: Mapping[str, Curves], losses: bool, smooth: int, path: Path) -> None:
     """Draw the panels: a colour a run, or, with one run, a colour a curve."""
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5))
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout='constrained')
     for index, (run, curves) in enumerate(runs.items()):
         parts = [name for name in curves if '.' in name and 'loss' in name] if losses else []
         panels: list[dict[str, str]] = [

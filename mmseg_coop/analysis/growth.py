@@ -121,7 +121,9 @@ def _measure(subjects: Mapping[int, Subject], repeats: int, device: torch.device
 
 
 def _draw(found: Mapping[str, Curves], heading: str, out: Path) -> None:
-    figure, axes = plt.subplots(len(UNITS), len(found), figsize=(9, 5.4), squeeze=False)
+    figure, axes = plt.subplots(
+        len(UNITS), len(found), figsize=(9, 5.4), layout='constrained', squeeze=False
+    )
     labels = dict(networks='networks', pixels='pixels (times the smallest)', classes='classes')
     for column, (what, curves) in enumerate(found.items()):
         for row, (quantity, unit) in enumerate(UNITS.items()):

@@ -327,6 +327,7 @@ def draw(tables: Sequence[Table], path: Path) -> None:
         figsize=(11, 0.5 + 0.9 * len(tables) + 0.45 * sum(counts)),
         squeeze=False,
         height_ratios=[count + 1 for count in counts],
+        layout='constrained',
     )
     for table, axis in zip(tables, axes[:, 0], strict=True):
         drawn: list[float] = []

@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt  # reads the backend when it is imported
 
 plt.rcParams.update(
     {
-        'figure.constrained_layout.use': True,
         'axes.axisbelow': True,  # grids stay behind the bars
         'axes.spines.top': False,
         'axes.spines.right': False,

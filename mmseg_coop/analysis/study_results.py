@@ -114,7 +114,9 @@ def draw_results(title: str, values: Values, out: Path) -> None:
     splits = list(dict.fromkeys(key[2] for key in values))
     names = list(dict.fromkeys(key[:2] for key in values))
     size = 1 + 6 * len(splits), 1.2 + 0.3 * len(names)
-    figure, axes = plt.subplots(1, len(splits), figsize=size, squeeze=False, sharey=True)
+    figure, axes = plt.subplots(
+        1, len(splits), figsize=size, layout='constrained', squeeze=False, sharey=True
+    )
     figure.suptitle(f'{title}: mean, standard deviation and every seed')
     for axis, split in zip(axes[0], splits, strict=True):
         drawn = {y: list(values.get((*name, split), {}).values()) for y, name in enumerate(names)}
@@ -176,7 +178,7 @@ def draw_costs(
     title: str, points: Mapping[str, tuple[float, Sequence[float]]], split: str, out: Path
 ) -> None:
     """Draw mIoU of rows against their operations; points are GMAC and the mIoU of every seed."""
-    figure, axis = plt.subplots(figsize=(7, 4.5))
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
     rows = defaultdict(list)
     for label, (gmac, seeds) in points.items():
         rows[f'{gmac:.3g}'].append(label)
