@@ -62,7 +62,7 @@ class Console(logging.Handler):
                 return logger
 
             def load_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-                with redirect_stdout(io.StringIO()):  # from where is in the head
+                with redirect_stdout(io.StringIO()):  # RunCheckHook says what does not fit
                     return super().load_checkpoint(*args, **kwargs)
 
         return QuietRunner

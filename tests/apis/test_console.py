@@ -80,6 +80,11 @@ def test_a_resumed_training_takes_the_seed_of_its_checkpoint(
     lines = tool('tools/train.py', MINI, *words).stdout.splitlines()
     assert lines[5].split(maxsplit=1) == ['seed', 'that of the checkpoint']
     assert not [line for line in lines if 'randomness' in line]
+    # what does not fit is said once, with what can be done
+    done = tool('tools/train.py', MINI, *words, 'model.decode_head.channels=16')
+    assert 'does not fit' not in done.stdout
+    assert 'does not fit the config: size mismatch' in done.stderr
+    assert 'Resume it with the model and the optimizer' in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ class RunCheckHook(Hook):
         Raises:
             CheckpointError: None fit, or a test lacks some.
         """
+        if runner._resume:  # prepare_resume compares the optimizer as well
+            return
         weights = checkpoint.get('state_dict', checkpoint)
         _check_weights(runner, {re.sub(r'^module\.', '', name): weights[name] for name in weights})
 
