@@ -6,7 +6,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,10 +179,10 @@ def draw_costs(
 ) -> None:
     """Draw mIoU of rows against their operations; points are GMAC and the mIoU of every seed."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    rows = defaultdict(list)
+    drawn = Counter[str]()
     for label, (gmac, seeds) in points.items():
-        rows[f'{gmac:.3g}'].append(label)
-        beside = 1 + 0.02 * (len(rows[f'{gmac:.3g}']) - 1)  # rows of equal cost stand side by side
+        beside = 1 + 0.02 * drawn[f'{gmac:.3g}']  # rows of equal cost stand side by side
+        drawn[f'{gmac:.3g}'] += 1
         mean = statistics.mean(seeds)
         axis.errorbar(gmac * beside, mean, yerr=spread(seeds), fmt='o', capsize=3, label=label)
     figure.legend(loc='outside right upper', frameon=False)
