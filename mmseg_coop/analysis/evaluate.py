@@ -41,7 +41,13 @@ def open_model(
 ) -> Any:
     """Build a model with the weights of a checkpoint and check the data it is run on.
 
-    Further options are ``optimize`` and ``dtype``, as of :func:`load_model`.
+    Args:
+        config: Config file.
+        checkpoint: Checkpoint file.
+        split: Whose data. Defaults to ``'test'``.
+        device: Where the model goes. Defaults to None: CUDA where there is one.
+        cfg_options: Values that override the config's, see :func:`load_config`. Defaults to None.
+        **options: ``optimize`` and ``dtype``, as of :func:`load_model`.
 
     Returns:
         The model, which holds the config as ``cfg``, see :func:`load_model`.
@@ -66,7 +72,13 @@ def load_split(
 
 
 def open_subject(config: str, checkpoint: str, *, split: str = 'test', **options: Any) -> Subject:
-    """Build a model with its weights and open its data; options are those of :func:`open_model`.
+    """Build a model with its weights and open its data.
+
+    Args:
+        config: Config file.
+        checkpoint: Checkpoint file.
+        split: Data to evaluate it on. Defaults to ``'test'``.
+        **options: As of :func:`open_model`.
 
     Raises:
         ConfigError: The config has no such split or is evaluated by another metric.

@@ -87,7 +87,10 @@ def interleaved_seconds(
 ) -> dict[str, list[float]]:
     """Time functions in turn, A B A B …, so that a drift of the machine hits all alike.
 
-    Each is run before, see ``WARM_UP``. A GPU is idle when its clock, a pair of events, starts.
+    Args:
+        functions: What to time, by name; each is run before, see ``WARM_UP``.
+        repeats: Timed rounds.
+        device: Where they run. A GPU is idle when its clock, a pair of events, starts.
 
     Returns:
         Seconds of each round, by name.

@@ -17,7 +17,19 @@ KEYS = ('split', 'iteration', 'config', 'seed', 'output', 'classes', 'outputs')
 
 
 def read_evaluations(work_dir: Path, split: str = 'val') -> list[dict[str, Any]]:
-    """Read the lines of a split, oldest first; one that is not yet ended does not count."""
+    """Read the lines of a split, oldest first; one that is not yet ended does not count.
+
+    Args:
+        work_dir: Where the run has written.
+        split: ``'val'``, the validations of a training, or ``'test'``. Defaults to ``'val'``.
+
+    Returns:
+        The lines, which may be none.
+
+    Raises:
+        DataError: A line is damaged.
+        FileNotFoundError: There is no such file.
+    """
     file = work_dir / FILE_NAME
     if not work_dir.is_dir():
         raise FileNotFoundError(f'work dir {str(work_dir)!r} does not exist.')
@@ -53,6 +65,16 @@ def standing_validations(work_dir: Path) -> list[dict[str, Any]]:
     """Read the validations of a run that count, in the order of their iterations.
 
     What a resumed run has evaluated again is void, since it went on from before.
+
+    Args:
+        work_dir: Where the run has written.
+
+    Returns:
+        The lines, which may be none.
+
+    Raises:
+        DataError: A line is damaged, or they are of several runs or left images out.
+        FileNotFoundError: There are no results.
     """
     file, validations = work_dir / FILE_NAME, read_evaluations(work_dir)
     for line, after in itertools.pairwise(validations):

@@ -112,11 +112,16 @@ def publish_checkpoint(source: str | Path, destination: str | Path, *, force: bo
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of weights without running code from it.
 
-    That is a ``.safetensors`` file, or one of torch, in which the state dict may lie under
-    ``state_dict`` or ``model``.
+    Args:
+        path: A ``.safetensors`` file, or one of torch, in which the state dict may lie under
+            ``state_dict`` or ``model``.
 
     Returns:
         The state dict, and what lies under ``meta`` beside it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: It carries code, is damaged or holds no state dict.
     """
     require_file(str(path))
     content: Any

@@ -21,7 +21,7 @@ from ..errors import ConfigError
 from .coop_model import CoopModel
 from .model import load_weights
 
-#: The papers' networks, and what the shipped configs call them.
+#: Networks that have a name here, and what the shipped configs call them.
 NETWORKS = dict(mobilenet_v2='mnv2', resnet101='r101', xception65='x65')
 #: ImageNet's, in 0 to 255.
 NORMALIZE = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])

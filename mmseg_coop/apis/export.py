@@ -125,10 +125,14 @@ def export_onnx(
 
 
 class DeployedModel(nn.Module):
-    """A segmentor with its normalisation, from images to the logits of some outputs, in order.
+    """A segmentor with its normalisation, from images to the logits of its outputs.
 
     An image has RGB of 0 to 255, then the further channels of the pipeline, such as depth, as these
     are stored.
+
+    Args:
+        model: The segmentor.
+        outputs: Names of the outputs it returns, in order.
     """
 
     mean: Tensor

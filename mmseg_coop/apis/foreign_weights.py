@@ -20,7 +20,15 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
 def convert_efficientnet_lite0(state_dict: StateDict) -> StateDict:
     """Convert EfficientNet-Lite0 from EfficientNet-PyTorch's names to those of TIMMBackbone.
 
-    The last 1x1 convolution and the classifier are left out.
+    Args:
+        state_dict: State dict of EfficientNet-PyTorch's model.
+
+    Returns:
+        State dict of ``TIMMBackbone('efficientnet_lite0')``, without the last 1x1 convolution and
+        the classifier.
+
+    Raises:
+        CheckpointError: It is the state dict of another network.
     """
     names = dict(_conv_stem='conv_stem', _bn0='bn1')
     project = dict(_depthwise_conv='conv_dw', _bn1='bn1', _project_conv='conv_pw', _bn2='bn2')
@@ -39,7 +47,14 @@ def convert_efficientnet_lite0(state_dict: StateDict) -> StateDict:
 def convert_torchvision_mobilenet_v2(state_dict: StateDict) -> StateDict:
     """Convert MobileNetV2 from torchvision's names to those of mmseg's backbone.
 
-    The last 1x1 convolution and the classifier are left out.
+    Args:
+        state_dict: State dict of torchvision's model.
+
+    Returns:
+        State dict of ``MobileNetV2``, without the last 1x1 convolution and the classifier.
+
+    Raises:
+        CheckpointError: It is the state dict of another network.
     """
     names = {'features.0.0': 'conv1.conv', 'features.0.1': 'conv1.bn'}
     for number, block in enumerate(_number_blocks((1, 2, 3, 4, 3, 3, 1), first=1), start=1):

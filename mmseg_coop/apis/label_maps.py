@@ -30,6 +30,11 @@ def prepare_data(
         output: Which output they are of; ``'all'`` writes each into its own folder.
         palette: Whether they are palette PNGs in the dataset's colours.
         data_faults: See :func:`check_data`.
+
+    Raises:
+        FileNotFoundError: The data do not exist.
+        ConfigError: The data do not fit the config.
+        DataError: The data cannot be used, or there are no labels to measure by.
     """
     evaluators = cfg.get('test_evaluator') or []
     if isinstance(evaluators, dict):  # one, or an Evaluator of several

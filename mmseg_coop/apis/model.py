@@ -132,7 +132,14 @@ def split_logits(model: BaseSegmentor, logits: Tensor) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> dict[str, Any]:
-    """Give a model the weights of a checkpoint, and return all that it holds.
+    """Give a model the weights of a checkpoint.
+
+    Args:
+        model: The model.
+        checkpoint: File, or an address that mmengine reads.
+
+    Returns:
+        All that the checkpoint holds.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -145,7 +152,16 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict[str, Any]:
 
 
 def apply_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) -> None:
-    """Give a model weights, all that it has and no others, of a file that errors name."""
+    """Give a model weights, all that it has and no others.
+
+    Args:
+        model: The model.
+        weights: The weights by name.
+        checkpoint: What errors call their file.
+
+    Raises:
+        CheckpointError: The weights do not fit the model.
+    """
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # shapes that differ, one a line below the first
