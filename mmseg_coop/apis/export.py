@@ -25,6 +25,7 @@ from ..models._channels import image_channels
 from ..models.data_preprocessor import reverse_colours
 from ..version import __version__
 from .model import choose_outputs, load_model, refuse_existing, split_logits
+from .optimize import optimize_for_inference
 
 Size = tuple[int, int]
 #: Takes images (N, C, H, W), float32, as DeployedModel does; returns logits in the outputs' order.
@@ -83,7 +84,9 @@ def export_onnx(
         )
     cfg = load_config(config, cfg_options=cfg_options)
     height, width = size or image_size(cfg)
-    model = load_model(cfg, checkpoint, optimize=optimize)
+    model = load_model(cfg, checkpoint)
+    if optimize:
+        optimize_for_inference(model, channels_last=False)
     deployed = DeployedModel(model, choose_outputs(model, outputs)).eval().requires_grad_(False)
     values = _metadata(cfg, deployed, None if dynamic else (height, width))
     shapes = [(height, width)]

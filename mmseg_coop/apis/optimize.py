@@ -1,4 +1,4 @@
-"""Makes a trained model fast: batch norms folded, channels last, half precision, compiled."""
+"""Makes a trained model fast: batch norms folded, layouts, half precision, compiled."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..engine.precision import warn_if_slow
 from ..errors import InputError
 from ..models._channels import image_channels
 from ..models.decode_heads.join_conv import JoinConv2d
+from .fast_convs import prepare_convs
 from .folding import fold_batch_norms
 
 #: Largest difference that folding may make, relative to the largest logit; rounding makes 1e-6.
@@ -45,7 +46,9 @@ def optimize_for_inference(
         model: Any segmentor of mmseg, in evaluation mode.
         fuse: Whether to fold batch norms into the convolutions before them, see
             ``fold_batch_norms``. Defaults to True.
-        channels_last: Whether to lay out memory as NHWC. Defaults to True.
+        channels_last: Whether to lay out memory as NHWC and, on a CPU, to prepare the weights of
+            convolutions for it, see ``prepare_convs``. Such a model has to stay on the CPU, and
+            cannot be exported. Defaults to True.
         dtype: ``'bfloat16'``, or ``'float16'`` on a GPU: what convolutions and products of matrices
             compute in, by autocast, with their weights stored in it. Images are normalised, and
             logits resized and compared, in float32. Defaults to None: float32 throughout.
@@ -81,13 +84,20 @@ def optimize_for_inference(
         check_compiler('compile=True', torch.device(device), **COMPILE)
     model.requires_grad_(False)
     done = []
+    shapes: dict[nn.Conv2d, torch.Size] = {}
     if fuse:
-        done.append(_fuse(model))
+        done.append(_fuse(model, shapes))
     if channels_last:
+        if not shapes:
+            _run(model, shapes)
         model.to(memory_format=torch.channels_last)
         done.append('channels last')
     if dtype is not None:
         warn_if_slow(getattr(torch, name), device)
+        _lower(model, getattr(torch, name))
+    if channels_last and not compile:  # which prepares weights itself
+        done.append(f'{prepare_convs(model, shapes)} convolutions prepared')
+    if dtype is not None:
         _autocast(model, device, getattr(torch, name))
         done.append(name)
     if compile:
@@ -98,18 +108,34 @@ def optimize_for_inference(
     return model
 
 
-def _fuse(model: BaseSegmentor) -> str:
-    """Fold batch norms, and make sure that the logits are the same."""
+def _run(model: BaseSegmentor, shapes: dict[nn.Conv2d, torch.Size]) -> Tensor:
+    """Logits of a random image of the size that a model is trained with, always the same.
+
+    Into ``shapes`` goes what each convolution reads.
+    """
     size = getattr(model.data_preprocessor, 'size', None) or model.test_cfg.get('crop_size', SIDES)
-    channels, generator = image_channels(model), torch.Generator().manual_seed(0)
-    image = torch.randn(1, channels, *size, generator=generator)
-    image = image.to(next(model.parameters()))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, image_channels(model), *size, generator=generator)
     metas = [dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), size)]
-    total = _count_norms(model)
+
+    def note(conv: nn.Conv2d, args: tuple[Tensor], _: Tensor) -> None:
+        shapes[conv] = args[0].shape
+
+    convs = [module for module in model.modules() if type(module) is nn.Conv2d]
+    hooks = [conv.register_forward_hook(note) for conv in convs]
     # Convolutions of a GPU use TF32 by default, whose rounding is as large as the tolerance.
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        expected = fold_batch_norms(model, lambda: model.encode_decode(image, metas))
-        found = model.encode_decode(image, metas)
+        logits = model.encode_decode(image.to(next(model.parameters())), metas)
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+def _fuse(model: BaseSegmentor, shapes: dict[nn.Conv2d, torch.Size]) -> str:
+    """Fold batch norms, and make sure that the logits are the same."""
+    total = _count_norms(model)
+    expected = fold_batch_norms(model, lambda: _run(model, shapes))
+    found = _run(model, shapes)
     difference = float((found - expected).abs().max() / expected.abs().max())
     if difference > TOLERANCE:
         raise InputError(
@@ -123,30 +149,38 @@ def _count_norms(model: nn.Module) -> int:
     return sum(isinstance(module, _BatchNorm) for module in model.modules())
 
 
+def _lower(model: BaseSegmentor, dtype: torch.dtype) -> None:
+    """Store weights in what autocast would take them to in every call, but for classifiers."""
+    for name, module in model.named_modules():
+        # Other classes may compute with their weights, and not only convolve.
+        is_plain = type(module).__module__.startswith(('torch.nn.', JoinConv2d.__module__))
+        if is_plain and 'conv_seg' not in name.split('.'):
+            if isinstance(module, _ConvNd):
+                module.weight.copy_(_round(module.weight, dtype))
+            if isinstance(module, (_ConvNd, nn.Linear)):
+                module.to(dtype)
+
+
 def _autocast(model: BaseSegmentor, device: str, dtype: torch.dtype) -> None:
-    """Let the parts of a model run under autocast, but for its classifiers, and return float32."""
+    """Let the parts of a model run under autocast, but for its classifiers, up to its logits."""
 
     def run(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(device, dtype):
-            return tree_map(_float, type(part).forward(part, *args, **kwargs))
+            return type(part).forward(part, *args, **kwargs)
+
+    def run_head(head: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return tree_map(_float, run(head, *args, **kwargs))
 
     def classify(classifier: nn.Module, x: Tensor) -> Tensor:
         with torch.autocast(device, enabled=False):
             return type(classifier).forward(classifier, x.float())
 
     # A method goes along with a copy of the model, which a function would not.
-    for _, part in networks(model):
-        part.forward = MethodType(run, part)
+    for name, part in networks(model):
+        part.forward = MethodType(run_head if 'head' in name else run, part)
     for name, module in model.named_modules():
-        words = name.split('.')
-        if words[-1] == 'conv_seg':  # costs next to nothing, and rounded logits change labels
+        if name.endswith('.conv_seg'):  # costs next to nothing, and rounded logits change labels
             module.forward = MethodType(classify, module)
-        # Other classes may compute with their weights, and not only convolve.
-        is_plain = type(module).__module__.startswith(('torch.nn.', JoinConv2d.__module__))
-        if is_plain and 'conv_seg' not in words and isinstance(module, (_ConvNd, nn.Linear)):
-            if isinstance(module, _ConvNd):
-                module.weight.copy_(_round(module.weight, dtype))
-            module.to(dtype)  # which autocast would do in every call
 
 
 def _round(weight: Tensor, dtype: torch.dtype) -> Tensor:
