@@ -80,7 +80,10 @@ def _find_part(parts: Mapping[str, Any], frames: list[FrameType], path: str) -> 
             choices.append([f'{split}dataloader'])
         found = set()
         for choice in choices:
-            near = [[p for p in choice if p.startswith(start)] for start in (f'{path}.', split, '')]
+            near = [
+                [place for place in choice if f'{place}.'.startswith(start)]
+                for start in (f'{path}.', split, '')
+            ]
             nearest = next((places for places in near if places), [])
             found |= set(nearest) if len(nearest) == 1 else set()
         outer = min(found, key=len, default='')
@@ -92,12 +95,16 @@ def _find_part(parts: Mapping[str, Any], frames: list[FrameType], path: str) -> 
 def _made_of(parts: Mapping[str, Mapping[Any, Any]], value: Any) -> list[str]:
     """Paths of the parts of a config that a dictionary or a list was made of.
 
-    Builders add keys to what has a type, and take some away, but change none.
+    Builders add keys to what has a type, and take some away, but change none. Lists stay as they
+    are.
     """
+    is_list = isinstance(value, (list, tuple))
     _, value = next(walk(value, ''), ('', {}))
     shared: dict[int, list[str]] = {}
     for place, part in parts.items():
         keys = part.keys() & value.keys()
+        if is_list and len(value) != len(part):
+            continue
         if keys and ('type' in keys or len(keys) == len(part)):
             with suppress(TypeError, ValueError, RuntimeError):  # arrays cannot be compared so
                 if {key: part[key] for key in keys} == {key: value[key] for key in keys}:

@@ -145,6 +145,8 @@ def _bind_networks(
     heads = []
     for place, network in walk(part.get('networks'), f'{path}.networks'):
         if place.count('.') == path.count('.') + 2:
+            if 'type' in network:
+                _check_type(place, network['type'], find_types(network['type']))
             try:
                 head: Any = target.head_class(network)
             except ValueError as error:

@@ -224,6 +224,10 @@ def test_of_all_an_eighth_of_what_is_not_refused_runs_or_is_refused_by_name(
             'model.decode_head.networks.top: CoopHead needs to know the head; give a type',
         ),
         (
+            {'model.decode_head.networks.top.type': 'SegformerHed'},
+            "networks.top.type is 'SegformerHed', which is not registered; did you mean SegformerH",
+        ),
+        (
             {'train_dataloader.dataset.data_prefix': dict(img_pth='a', seg_map_path='b')},
             'train_dataloader.dataset.data_prefix.img_pth is unknown; did you mean img_path?',
         ),
@@ -293,6 +297,20 @@ def test_a_slip_is_named_with_its_path(option, message):
             'test_cfg.stride=(32, 65) is more than crop_size=(32, 64)',
         ),
         ({'model.data_preprocessor.std': [1, 0, 1]}, 'std is [1, 0, 1]; it divides'),
+        (
+            {'model.decode_head.networks.top.dilations': (1, 2)},
+            'model.decode_head.networks={',  # not its topology, which has such names as well
+        ),
+        (
+            {
+                f'{split}_dataloader.dataset.pipeline': [
+                    dict(type='LoadSegImage'),
+                    dict(type='LoadSecondImage', folder=(split, 'b'), dtype='int'),
+                ]
+                for split in ('train', 'val')
+            },
+            "train_dataloader.dataset.pipeline.1.dtype='int' (LoadSecondImage): dtype is 'int'; ",
+        ),
         (
             {'train_dataloader.batch_size': -2},
             'train_dataloader.batch_size=-2: batch_size should be a positive integer value, but',
