@@ -24,13 +24,19 @@ def image_channels(model: Any) -> int:
         As many as the data preprocessor has means, if these differ by channel, or else as its
         backbone takes.
     """
-    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
-    if mean is not None and len(mean) > 1:
-        return len(mean)
+    known = normalized_channels(getattr(model, 'data_preprocessor', None))
+    if known is not None:
+        return known
     backbone = model.backbone
     if isinstance(backbone, CoopBackbone):
         return backbone.image_channels
     return stem_channels(backbone) or 3
+
+
+def normalized_channels(data_preprocessor: Any) -> int | None:
+    """Channels of the images that a data preprocessor gives; None if one mean is for all."""
+    mean = getattr(data_preprocessor, 'mean', None)
+    return len(mean) if mean is not None and len(mean) > 1 else None
 
 
 class ChannelsUnknown(InputError):
@@ -50,7 +56,8 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
         size: Height and width of the image, since some backbones fit one size only. None: a size
             that the backbone names, or else 224. Defaults to None.
         inputs: What a network reads of the image, see :class:`CoopBackbone`. Defaults to None: all
-            that the backbones take.
+            of it.
+        image_channels: Channels of the image. Defaults to None: as many as the backbones take.
     """
 
     def __init__(
@@ -59,26 +66,31 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
         necks: Mapping[str, nn.Module],
         size: int | Sequence[int] | None = None,
         inputs: Mapping[str, Sequence[int]] | None = None,
+        image_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.backbones = backbones
         self.necks = dict(necks.items())
         self.size = size
         self.inputs = inputs or {}
+        self.image_channels = image_channels
 
     def __missing__(self, network: str) -> tuple[int, ...]:
         backbone = self.backbones[network]
         neck = self.necks.get(network)
-        declared = _declared(backbone) if neck is None else None
-        self[network] = declared or self._of_a_trial(network, backbone, neck)
+        taken = stem_channels(backbone)
+        channels = len(self.inputs.get(network, ())) or self.image_channels or taken or 3
+        # A first convolution of other channels may be behind what folds the image into them.
+        sure = neck is None and taken in (None, channels)
+        declared = _declared(backbone) if sure else None
+        self[network] = declared or self._of_a_trial(network, backbone, neck, channels)
         return self[network]
 
     def _of_a_trial(
-        self, network: str, backbone: nn.Module, neck: nn.Module | None
+        self, network: str, backbone: nn.Module, neck: nn.Module | None, channels: int
     ) -> tuple[int, ...]:
         size: Any = self.size or getattr(backbone, 'img_size', 224)
         height, width = (size, size) if isinstance(size, int) else tuple(size)[:2]
-        channels = len(self.inputs.get(network, ())) or stem_channels(backbone) or 3
         image = torch.zeros(1, channels, height, width)
         reason: Exception
         for device in ('meta', 'cpu'):
@@ -91,6 +103,13 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
                     return tuple(level.shape[1] for level in levels)
                 except (AssertionError, RuntimeError) as error:
                     reason = error
+        taken = stem_channels(backbone)
+        if taken not in (None, channels):
+            raise InputError(
+                f'network {network!r} gets images of {channels} channels, but its backbone takes '
+                f'{taken}; give it in_channels={channels}, or say in inputs of CoopBackbone which '
+                f'channels it reads ({type(reason).__name__}: {reason}).'
+            ) from reason
         raise ChannelsUnknown(
             f'network {network!r} does not run on an image of {height}x{width} as far as its head, '
             f'to show the channels there ({type(reason).__name__}: {reason}); give the data '

@@ -73,7 +73,8 @@ class CoopDataPreProcessor(SegDataPreProcessor):
                 raise InputError(
                     f'the data preprocessor has mean and std of {len(mean)} channels, but image '
                     f'{samples[index].get("img_path")} has {len(image)}; let the pipeline load '
-                    'them all, or give one mean and std a channel.'
+                    'them all (PhotoMetricDistortion returns three), or give one mean and std a '
+                    'channel.'
                 )
         if self.converts:
             inputs = [reverse_colours(image) for image in inputs]

@@ -9,7 +9,10 @@ import torch
 from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS  # noqa: F401  # registers the scope
 from mmseg.registry import MODELS
+from torch import nn
+from torch.nn.functional import pixel_unshuffle
 
+from mmseg_coop.errors import InputError
 from mmseg_coop.models import CoopBackbone
 from mmseg_coop.models._channels import PyramidChannels, image_channels
 from tests.conftest import BACKBONES
@@ -25,6 +28,17 @@ class OnCpuOnly(BaseModule):
 class OnGpuOnly(BaseModule):
     def forward(self, x):
         raise RuntimeError('no kernel for the CPU')
+
+
+class Folded(BaseModule):
+    """Its first convolution takes more channels than the image has, as of timm's TResNet."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(4 * channels, 6, 1)
+
+    def forward(self, x):
+        return self.conv(pixel_unshuffle(x, 2))
 
 
 MIT = dict(
@@ -164,6 +178,33 @@ class TestSegmentor:
         cfg['decode_head']['networks']['bottom']['in_channels'] = 81
         with pytest.raises(ValueError, match="'bottom' was built for 81 channels"):
             MODELS.build(cfg).check_channels()
+
+    @pytest.mark.parametrize('top', [BACKBONES['resnet'], dict(CONVNEXT, out_indices=(0, 3))])
+    def test_a_backbone_that_does_not_take_the_image_is_named_before_the_training(self, top):
+        cfg = self.cfg()
+        written = cfg['decode_head']['networks']['top']
+        cfg['data_preprocessor'].update(
+            type='CoopDataPreProcessor', mean=[0] * 4, std=[1] * 4, bgr_to_rgb=False
+        )
+        cfg['backbone'].update(inputs=dict(bottom=(0, 1, 2)))
+        cfg['backbone']['networks']['top'] = dict(top, in_channels=4)
+        cfg['decode_head']['networks']['top'] = {}
+        MODELS.build(cfg).check_channels()
+        cfg['backbone']['networks']['top'] = top
+        message = "'top' gets images of 4 channels, but its backbone takes 3; give it in_channels=4"
+        with pytest.raises(InputError, match=message):
+            MODELS.build(cfg)
+        cfg['decode_head']['networks']['top'] = written
+        model = MODELS.build(cfg)
+        with pytest.raises(InputError, match=message):
+            model.check_channels()
+
+    def test_a_backbone_may_fold_the_image(self):
+        cfg = self.cfg()
+        cfg['backbone']['networks']['top'] = dict(type=Folded, channels=3)
+        cfg['decode_head']['networks']['top'] = dict(low_level_index=0)
+        model = MODELS.build(cfg)
+        assert model.pyramid_channels['top'] == (6,)
 
     def test_a_backbone_that_cannot_be_asked_needs_written_channels(self):
         cfg = self.cfg()

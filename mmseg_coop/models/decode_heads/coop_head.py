@@ -187,7 +187,7 @@ class CoopHead(BaseModule):
             raise ValueError(
                 f'network {network!r}: {head.__name__} refuses '
                 f'in_channels={arguments["in_channels"]}, in_index={arguments.get("in_index", -1)} '
-                f'or another argument ({error or "an assertion failed"}); a head that reads '
+                f'or another argument ({str(error) or "an assertion failed"}); a head that reads '
                 'several levels takes a list of them, in_index=[0, 1, 2, 3].'
             ) from error
         if isinstance(built, CooperativeDecodeHead):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ...registry import class_of
-from .._channels import ChannelsUnknown, PyramidChannels
+from .._channels import ChannelsUnknown, PyramidChannels, normalized_channels
 from .._checks import check_test_cfg
 from ..cooperation.networks import ENSEMBLE, ensemble_of
 from ..decode_heads import CoopHead
@@ -104,13 +105,17 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
 
     @override
     def _init_decode_head(self, decode_head: dict[str, Any]) -> None:
-        size = getattr(self.data_preprocessor, 'size', None)
-        backbones = getattr(self.backbone, 'networks', {})
-        inputs = getattr(self.backbone, 'inputs', {})
-        self.pyramid_channels = PyramidChannels(backbones, {}, size, inputs)
+        channels_behind = partial(
+            PyramidChannels,
+            getattr(self.backbone, 'networks', {}),
+            size=getattr(self.data_preprocessor, 'size', None),
+            inputs=getattr(self.backbone, 'inputs', {}),
+            image_channels=normalized_channels(self.data_preprocessor),
+        )
+        self.pyramid_channels = channels_behind({})
         if self.neck_cfg is not None:
             self.neck = MODELS.build(self._with_channels('neck', self.neck_cfg, CoopNeck))
-            self.pyramid_channels = PyramidChannels(backbones, self.neck.networks, size, inputs)
+            self.pyramid_channels = channels_behind(self.neck.networks)
         super()._init_decode_head(self._with_channels('decode_head', decode_head, CoopHead))
 
     @override
@@ -151,7 +156,8 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         """Compare the channels that a config gives with those of the backbones.
 
         Raises:
-            ValueError: A level is missing or has other channels.
+            ValueError: A level is missing or has other channels, or a backbone takes images of
+                other channels.
         """
         for network in self.backbone.networks:
             with suppress(ChannelsUnknown):  # the first image shows them
