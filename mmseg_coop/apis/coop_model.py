@@ -295,7 +295,7 @@ def _read(image: Any, channels: int) -> np.ndarray[Any, Any]:
         return array
     if isinstance(image, Image.Image):
         return np.asarray(image.convert('RGB'))[..., ::-1]
-    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3):
+    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
         shape = tuple(getattr(image, 'shape', ()))
         raise InputError(
             f'cannot predict {type(image).__name__} {shape or ""}; give a path, a PIL.Image or an '

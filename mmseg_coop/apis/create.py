@@ -12,14 +12,14 @@ from typing import Any
 import timm
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 
 from ..config import forget_pretrained, load_config
 from ..config.class_check import find_heads
 from ..config.load import PACKAGE, shipped_configs
-from ..errors import ConfigError
+from ..errors import ConfigError, first_few
 from .coop_model import CoopModel
-from .model import load_weights
+from .model import apply_weights, read_checkpoint
 
 #: Networks that have a name here, and what the shipped configs call them.
 NETWORKS = dict(mobilenet_v2='mnv2', resnet101='r101', xception65='x65')
@@ -50,7 +50,9 @@ def create_model(
             None. The head of networks is a :class:`CrossCoopASPPHead` if no ``type`` is given.
         pretrained: Whether the backbones get pretrained weights, downloaded if need be. Defaults
             to False.
-        checkpoint: Weights of a whole model, as mmseg's training writes them. Defaults to None.
+        checkpoint: Weights of a whole model, as mmseg's training writes them. Classifiers for
+            another number of classes than ``num_classes`` are left out: new ones are initialised,
+            and a warning names them. Defaults to None.
         **networks: Networks by names of your choice, as many as you like; one alone is a plain
             DeepLabV3+. Each is the name of a network (``mobilenet_v2``, ``resnet101`` or
             ``xception65``), ``timm/NAME`` for one of timm's, or the config of any backbone of
@@ -96,7 +98,11 @@ def create_model(
         forget_pretrained(cfg.model)
     model = CoopModel(config=cfg.model.to_dict())
     if checkpoint:
-        load_weights(model.segmentor, checkpoint)
+        content = read_checkpoint(checkpoint)
+        weights = content.get('state_dict', content)
+        if num_classes is not None:
+            weights = _with_new_classifiers(model, weights, checkpoint)
+        apply_weights(model.segmentor, weights, checkpoint)
     else:
         _initialize(model)
     return model
@@ -200,6 +206,30 @@ def _of_timm(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     declared = timm.get_pretrained_cfg(kind)
     scale = {key: [round(255 * value, 6) for value in getattr(declared, key)] for key in NORMALIZE}
     return backbone, scale
+
+
+def _with_new_classifiers(
+    model: CoopModel, weights: Mapping[str, Any], checkpoint: str
+) -> dict[str, Any]:
+    """Replace the classifiers of other classes by initialised ones, as timm does."""
+    own = model.segmentor.state_dict()
+    new = {
+        name: own[name]
+        for name, value in weights.items()
+        if '.conv_seg.' in name
+        and name in own
+        and value.shape != own[name].shape
+        and value.shape[1:] == own[name].shape[1:]
+    }
+    if new:
+        _initialize(model)
+        print_log(
+            f'checkpoint {checkpoint!r} is of another number of classes; new classifiers have to '
+            f'be trained: {first_few(new)}.',
+            'current',
+            logging.WARNING,
+        )
+    return {**weights, **new}
 
 
 def _initialize(model: CoopModel) -> None:

@@ -145,10 +145,15 @@ def load_weights(model: nn.Module, checkpoint: str) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         CheckpointError: The weights do not fit the model.
     """
-    require_file(checkpoint)
-    content: dict[str, Any] = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    content = read_checkpoint(checkpoint)
     apply_weights(model, content.get('state_dict', content), checkpoint)
     return content
+
+
+def read_checkpoint(checkpoint: str) -> dict[str, Any]:
+    """Read a file, or what is at an address that mmengine reads, to the CPU."""
+    require_file(checkpoint)
+    return CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
 
 
 def apply_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) -> None:

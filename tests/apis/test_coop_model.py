@@ -153,6 +153,7 @@ X, Y = torch.rand(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.long)
         (lambda m: m.loss(X, Y + 4), InputError, 'label 4; the classes are 0 to 3, and 255'),
         (lambda m: m.predict(X[0]), InputError, 'For tensors there is forward'),
         (lambda m: m.predict(X[0, 0].numpy()), InputError, 'give a path, a PIL.Image'),
+        (lambda m: m.predict(np.zeros((9, 9, 4), np.uint8)), InputError, r'ndarray \(9, 9, 4\);'),
         (lambda m: m.predict('no/such.png'), FileNotFoundError, 'no/such.png'),
         (lambda m: m.predict(__file__), DataError, 'is no image'),
     ],

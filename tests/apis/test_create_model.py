@@ -78,8 +78,28 @@ def test_a_checkpoint_of_mmseg_s_training_gives_the_same_predictions(untrained_m
     for name in sample.output_names:
         assert np.array_equal(maps[name], sample.pred_outputs.get(name)[0].numpy())
     assert len(np.unique(maps['ensemble'])) > 1
-    with pytest.raises(CheckpointError, match='does not fit the config'):
-        create_model(MINI.stem, num_classes=3, checkpoint=str(untrained_mini))
+
+
+def test_a_checkpoint_of_other_classes_gives_all_but_its_classifiers(untrained_mini, capsys):
+    model = create_model(MINI.stem, num_classes=3, checkpoint=str(untrained_mini))
+    saved = torch.load(untrained_mini, weights_only=True)['state_dict']
+    found = model.segmentor.state_dict()
+    assert {*found} == {*saved}
+    new = {name for name, value in found.items() if not torch.equal(value, saved[name])}
+    networks = [f'decode_head.networks.{name}.conv_seg' for name in ('top', 'bottom')]
+    assert new == {f'{name}.{kind}' for name in networks for kind in ('weight', 'bias')}
+    for name in networks:  # initialised as mmseg does, small
+        assert 0 < found[f'{name}.weight'].std() < 0.02
+        assert not found[f'{name}.bias'].any()
+    said = capsys.readouterr()
+    assert f'new classifiers have to be trained: {networks[0]}.weight' in said.out + said.err
+    assert model.loss(X, torch.full((2, 64, 64), 2)).isfinite()
+
+
+def test_a_checkpoint_of_another_model_is_refused(untrained_mini):
+    for changed in (dict(num_classes=3, head=dict(channels=16)), dict(head=dict(num_classes=3))):
+        with pytest.raises(CheckpointError, match='does not fit the config'):
+            create_model(MINI.stem, checkpoint=str(untrained_mini), **changed)
 
 
 @pytest.mark.parametrize(
