@@ -19,7 +19,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
@@ -221,7 +221,13 @@ class CoopModel(
 
     @override
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_model(self.segmentor, str(save_directory / WEIGHTS))
+        # One by one: what is shared has several names, and the format holds no views.
+        kind = torch.contiguous_format
+        weights = {
+            name: value.detach().clone(memory_format=kind)
+            for name, value in self.segmentor.state_dict().items()
+        }
+        save_file(weights, save_directory / WEIGHTS)
         # Here, since the hub would sort the networks, whose order has a meaning.
         text = json.dumps(self.config, indent=2)
         (save_directory / CONFIG).write_text(f'{text}\n', encoding='utf-8')

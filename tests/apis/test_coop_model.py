@@ -191,6 +191,15 @@ def test_a_folder_brings_the_same_model_back(pair, saved):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_networks_that_share_their_weights_come_back(tmp_path):
+    config = create_model(a=BACKBONES['resnet'], b=BACKBONES['resnet'], **TINY).config
+    model = CoopModel(config={**config, 'backbone': {**config['backbone'], 'shared': True}})
+    model.save_pretrained(tmp_path / 'shared')
+    loaded = CoopModel.from_pretrained(tmp_path / 'shared')
+    assert loaded.segmentor.backbone.networks['a'] is loaded.segmentor.backbone.networks['b']
+    assert torch.equal(loaded(X)['ensemble'], model.eval()(X)['ensemble'])
+
+
 def change(saved, **changes):
     config = json.loads((saved / 'config.json').read_text())
     backbone = config['backbone']['networks']['bottom']

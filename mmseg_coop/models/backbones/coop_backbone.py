@@ -64,11 +64,14 @@ class CoopBackbone(BaseModule):
         input_normalize: ``dict(mean=…, std=…)`` that was applied to the image. Needed with
             ``normalize``; :class:`CrossCoopEncoderDecoder` fills it in from its data preprocessor.
             Defaults to None.
+        shared: Whether all networks are one backbone, with the same weights, that runs on what each
+            of them reads, such as images of two dates (a Siamese network). Defaults to False.
         init_cfg: Initialisation of the parameters. Defaults to None; the backbones bring their own.
 
     Raises:
         ValueError: No network, an impossible name, channels that the image does not have or the
-            backbone does not fit, or an incomplete normalisation.
+            backbone does not fit, an incomplete normalisation, or networks that differ but are to
+            be shared.
 
     Example:
         >>> import torch
@@ -90,13 +93,23 @@ class CoopBackbone(BaseModule):
         inputs: Mapping[str, Sequence[int]] | None = None,
         normalize: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
         input_normalize: Mapping[str, Sequence[float]] | None = None,
+        shared: bool = False,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
         check_network_names(networks)
-        self.networks = ModuleDict(
-            {name: MODELS.build(backbone) for name, backbone in networks.items()}
-        )
+        if shared:
+            first, *others = networks.values()
+            if any(other != first for other in others):
+                raise ValueError(
+                    'shared=True makes one backbone of all networks, but their configs differ; '
+                    f'give {", ".join(networks)} the same.'
+                )
+            self.networks = ModuleDict(dict.fromkeys(networks, MODELS.build(first)))
+        else:
+            self.networks = ModuleDict(
+                {name: MODELS.build(backbone) for name, backbone in networks.items()}
+            )
         #: Channels of the image that a network reads, of those that do not read all.
         self.inputs = {name: tuple(channels) for name, channels in (inputs or {}).items()}
         known = len((input_normalize or {}).get('mean', ()))

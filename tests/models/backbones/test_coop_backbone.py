@@ -6,6 +6,8 @@ from typing import ClassVar
 import pytest
 import timm
 import torch
+from mmengine.optim import build_optim_wrapper
+from mmseg.registry import MODELS
 
 from mmseg_coop.models import CoopBackbone
 from tests.conftest import BACKBONES
@@ -41,6 +43,7 @@ class TestCoopBackbone(ModelSuite):
     sizes = ((64, 64), (65, 97), (33, 50))
     refusals = (
         (dict(networks={}), 'networks is empty'),
+        (dict(shared=True), 'configs differ; give top, bottom the same'),
         (dict(networks=dict(ensemble=RESNET)), "'ensemble' cannot name a network"),
         (normalized(left=dict(mean=[0], std=[1])), "unknown network 'left'.*'top'"),
         (dict(normalize=dict(top=dict(mean=[0], std=[1]))), 'to know how the image was normalised'),
@@ -87,6 +90,25 @@ def test_each_network_reads_its_channels_in_its_own_normalisation():
     assert not torch.allclose(blind['bottom'][-1], found['bottom'][-1])
     with pytest.raises(ValueError, match=r"'bottom' reads the channels \[3\] .* have only 3"):
         model(image[:, :3])
+
+
+def test_shared_networks_are_one_backbone():
+    model = CoopBackbone(
+        networks=dict(before=GREY, after=GREY), inputs=dict(before=(0,), after=(1,)), shared=True
+    )
+    optimizer = dict(type='SGD', lr=0.1)
+    paramwise = dict(custom_keys=dict(conv=dict(lr_mult=0.1)))
+    wrapper = build_optim_wrapper(model, dict(optimizer=optimizer, paramwise_cfg=paramwise))
+    trained = [p for group in wrapper.optimizer.param_groups for p in group['params']]
+    assert len(trained) == len([*MODELS.build(GREY).parameters()])
+    image = torch.randn(2, 2, 32, 32)
+    for name in ('before', 'after'):  # each alone teaches all of it
+        model.zero_grad()
+        sum(level.square().mean() for level in model(image)[name]).backward()
+        assert all(parameter.grad.any() for parameter in trained)
+    found, swapped = model.eval()(image), model(image.flip(1))
+    assert not torch.equal(found['before'][-1], found['after'][-1])
+    assert all(map(torch.equal, found['before'], swapped['after']))
 
 
 def test_a_backbone_without_maps_is_named():
