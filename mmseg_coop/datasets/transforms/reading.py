@@ -81,7 +81,11 @@ def _check_jpeg(content: bytes) -> None:
         raise _truncated(content)
 
 
-def read(path: str, backend_args: dict[str, Any] | None) -> bytes:
+def read(
+    path: str,
+    backend_args: dict[str, Any] | None,
+    named_by: str = 'data_root, data_prefix, ann_file and the suffixes of the dataset',
+) -> bytes:
     """Reads a file, and checks that it is whole, as far as its format tells."""
     if osp.exists(path) and not osp.isfile(path):  # reading a pipe would wait forever
         raise Fault('is not a file; put the file there')
@@ -91,8 +95,7 @@ def read(path: str, backend_args: dict[str, Any] | None) -> bytes:
         raise
     except Exception as error:
         raise Fault(
-            f'cannot be read ({type(error).__name__}: {error}); check data_root, data_prefix, '
-            'ann_file and the suffixes of the dataset'
+            f'cannot be read ({type(error).__name__}: {error}); check {named_by}'
         ) from error
     if not content:
         raise Fault('is empty (0 bytes); restore the file')

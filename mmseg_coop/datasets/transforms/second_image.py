@@ -135,7 +135,7 @@ class LoadSecondImage(BaseTransform):
         """The second image, ``(H, W, C)``, of the image of a file and a shape."""
         file = self.find(path)
         with naming(f'second image of {path},', file):
-            content = read(file, self.backend_args)
+            content = read(file, self.backend_args, 'folder and suffix of LoadSecondImage')
             second = decode(content, 'unchanged', self.imdecode_backend)
             second = second.reshape(*second.shape[:2], -1)
             if second.shape[:2] != tuple(shape[:2]):

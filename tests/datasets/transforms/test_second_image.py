@@ -104,7 +104,7 @@ def spoil(item, fault):
 @pytest.mark.parametrize(
     ('fault', 'message'),
     [
-        ('missing', 'cannot be read'),
+        ('missing', 'cannot be read .*; check folder and suffix of LoadSecondImage'),
         ('empty', 'is empty'),
         ('truncated', 'is truncated'),
         ('size', r'is 24x30, but the image is 24x32 \(height x width\)'),
