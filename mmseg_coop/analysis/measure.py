@@ -58,7 +58,7 @@ def describe(device: torch.device) -> str:
         flags = known.get('flags', '').split()
         facts = [
             known.get('model name') or platform.processor() or platform.machine(),
-            f'{torch.get_num_threads()} threads of {os.cpu_count()}',
+            f'threads: {torch.get_num_threads()} of {os.cpu_count()}',
             ' '.join(flag for flag in FLAGS if flag in flags) or f'none of {" ".join(FLAGS)}',
         ]
     return ', '.join([*facts, *versions])

@@ -69,7 +69,8 @@ def write_results(study: Study, out: Path, device: torch.device) -> None:
     reference = chosen.get(study.compare, '')
     rows = [['row', 'output', 'runs']]
     for split in splits:
-        rows[0] += [f'{split} mIoU', f'difference to {study.compare} ({reference})']
+        rows[0] += [f'{split} mIoU']
+        rows[0] += [f'difference to {study.compare} ({reference})'] if reference else []
     rows[0] += [*COLUMNS, 's/iteration']
     for label, output in names:
         rows.append([label, output, str(len(values[label, output, 'val']))])
@@ -78,7 +79,8 @@ def write_results(study: Study, out: Path, device: torch.device) -> None:
             to = values.get((study.compare, reference, split), {})
             pairs = [own[seed] - to[seed] for seed in own if seed in to and own is not to]
             sign = '+' if pairs and statistics.mean(pairs) > 0 else ''
-            rows[-1] += [text_of(list(own.values()), 2), sign + text_of(pairs, 2)]
+            rows[-1] += [text_of(list(own.values()), 2)]
+            rows[-1] += [sign + text_of(pairs, 2)] if reference else []
         cost = costs[label][output]
         rows[-1] += [f'{cost[name]:.2f}' for name in COLUMNS] + [f'{seconds[label]:.2f}']
     right = range(2, len(rows[0]))

@@ -127,6 +127,20 @@ def test_means_deviations_and_differences_are_those_of_the_runs(finished, rows):
     assert (image == (225, 202, 158)).all(axis=2).sum() > 1000  # bars, BGR
 
 
+def test_without_the_row_to_compare_with_there_are_no_differences(
+    finished, content, study, rows, tmp_path
+):
+    ignore = shutil.ignore_patterns('ours')
+    shutil.copytree(finished[0] / 'work_dirs', tmp_path / 'work_dirs', ignore=ignore)
+    done, started = study(tmp_path, content, '--rows', 'No paths', '--test')
+    assert (done.returncode, started) == (0, [])
+    header, *lines = rows((tmp_path / 'work_dirs/mini/results.md').read_text())
+    assert header[2:5] == ['runs', 'val mIoU', 'test mIoU']
+    assert [line[:3] for line in lines] == [
+        ['No paths', name, '2'] for name in ('top', 'bottom', 'ensemble')
+    ]
+
+
 def test_costs_are_those_of_the_networks_that_an_output_needs(finished, rows):
     out = finished[0] / 'work_dirs/mini'
     lines = rows((out / 'results.md').read_text())[1:]
