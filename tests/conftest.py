@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.structures import PixelData
 from mmengine.utils.dl_utils import mmcv_full_available
@@ -37,28 +38,32 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.fixture(scope='session', autouse=True)
-def _quick_mmengine():
-    """Mmengine looks for mmcv's ops once, not a layer, and leaves garbage to Python."""
+def quicken(patch):
+    """Spare trainings what costs time and is not tested, in this process.
+
+    Mmengine looks for mmcv's ops once, not a layer, leaves garbage to Python, logs no line a
+    parameter, and builds optimizers from plain dictionaries, since PyTorch compares each group of
+    parameters with all others. Nothing has to be on the disk before a test goes on, and none asks
+    which commit it is.
+    """
     has_ops = mmcv_full_available()
-    with pytest.MonkeyPatch.context() as patch:
-        place = 'mmengine.optim.optimizer.default_constructor.mmcv_full_available'
-        patch.setattr(place, lambda: has_ops)
-        # once for every dataset, with all that is imported
-        patch.setattr('mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=lambda: 0))
-        yield
-
-
-def quicken_checkpoints(patch):
-    """Nothing has to be on the disk before a test goes on, and none asks which commit it is."""
+    constructor = 'mmengine.optim.optimizer.default_constructor'
+    for place in (constructor, 'mmengine.model.utils'):
+        patch.setattr(f'{place}.mmcv_full_available', lambda: has_ops)
+    patch.setattr(f'{constructor}.print_log', lambda *_, **__: None)
+    patch.setattr('mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=lambda: 0))
+    patch.setattr(
+        'mmengine.runner.runner.build_optim_wrapper',
+        lambda model, cfg: build_optim_wrapper(model, ConfigDict(cfg).to_dict()),
+    )
     patch.setattr(os, 'fsync', lambda _: None)
     patch.setattr('mmengine.runner.runner.get_git_hash', lambda: '')
 
 
 @pytest.fixture(scope='session', autouse=True)
-def _quick_checkpoints():
+def _quick():
     with pytest.MonkeyPatch.context() as patch:
-        quicken_checkpoints(patch)
+        quicken(patch)
         yield
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import quicken_checkpoints
+from tests.conftest import quicken
 
 #: Each process is forked from one that has imported these, and done nothing else.
 _FORKS = multiprocessing.get_context('forkserver')
@@ -44,7 +44,7 @@ def _call(function, arguments, log, cwd, environment):
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
-    quicken_checkpoints(pytest.MonkeyPatch())
+    quicken(pytest.MonkeyPatch())
     function(*arguments)
 
 

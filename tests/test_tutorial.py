@@ -36,4 +36,4 @@ def test_the_notebook_runs_and_draws(tmp_path, monkeypatch):
     for losses in namespace['losses'].values():
         assert np.mean(losses[-5:]) < 0.6 * losses[0]
     for scores in namespace['scores'].values():
-        assert scores['ensemble'] > 25  # percent; one class everywhere has 4
+        assert scores['ensemble'] > 20  # percent; one class everywhere has 4

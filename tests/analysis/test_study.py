@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from mmseg_coop.analysis import study_queue
+from mmseg_coop.analysis import study_queue, study_results
 from mmseg_coop.analysis.study import Row, read_study
 from mmseg_coop.analysis.study_queue import Queue, Task, display
 from tests.conftest import ROOT, Here
@@ -66,6 +66,7 @@ def study(tool):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(study_queue, 'spawn', spawn)
             patch.setattr(study_queue, 'SECONDS', 0)
+            patch.setattr(study_results, 'ROUNDS', 1)
             done = tool('tools/run_study.py', 'mini.yml', *words, cwd=folder)
         signal.signal(signal.SIGTERM, handler)
         return done, started

@@ -16,6 +16,7 @@ from mmseg_coop.config import load_config
 from mmseg_coop.engine import precision
 from mmseg_coop.errors import ConfigError, InputError
 from tests.apis.test_folding import randomize
+from tests.conftest import MINI
 
 IMAGE = torch.rand(1, 3, 65, 65)
 
@@ -76,13 +77,12 @@ def test_rounded_filters_keep_their_sums():
 @pytest.mark.slow  # a minute of training
 def test_labels_of_a_trained_pair_stay_in_bfloat16(tool, mini_data, run_options, tmp_path):
     data = mini_data(train=48, val=8, size='128x128')
-    config = 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
     length = ('train_cfg.max_iters=200', 'param_scheduler.0.end=200', 'train_cfg.val_interval=200')
     words = run_options(data, *length, 'train_dataloader.batch_size=4', 'randomness.seed=0')
     words += ['default_hooks.checkpoint.interval=200']
-    done = tool('tools/train.py', config, '--work-dir', tmp_path, *words)
+    done = tool('tools/train.py', MINI, '--work-dir', tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    exact = load_model(load_config(config), str(tmp_path / 'iter_200.pth'))
+    exact = load_model(load_config(str(MINI)), str(tmp_path / 'iter_200.pth'))
     half = optimize_for_inference(copy.deepcopy(exact), dtype='bfloat16')
     images = [str(path) for path in sorted((data / 'img_dir/val').iterdir())]
     found, expected = (

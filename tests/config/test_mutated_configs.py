@@ -19,8 +19,8 @@ from mmseg_coop.config import check_config, config_errors, forget_pretrained, lo
 from mmseg_coop.config.class_check import check_classes
 from mmseg_coop.config.ignore_index import settle_ignore_index
 from mmseg_coop.errors import ConfigError, CoopError, InputError
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = dict(
     cross_coop='cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py',
     dpanet='dpanet/dpanet_mnv2-d8_1xb6-600_camvid-180x240.py',

@@ -3,19 +3,13 @@ from __future__ import annotations
 import pytest
 from mmengine.config import Config
 
-from tests.engine.runs import CONFIG
+from tests.conftest import MINI
 
 
 @pytest.fixture(scope='session')
-def scenes(tool, tmp_path_factory):
+def scenes(mini_data):
     """Eight images to train with and seven to validate with, 64x64."""
-    folder = tmp_path_factory.mktemp('camvid') / 'data'
-    done = tool(
-        'tools/dataset_converters/make_mini_dataset.py', '--layout', 'camvid', '--out', folder,
-        *('--train', '8', '--val', '7', '--size', '64x64'),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
+    return mini_data(val=7)
 
 
 @pytest.fixture(scope='session')
@@ -62,7 +56,7 @@ def small_cfg(small_options):
     """Config of a small training in a folder; options in the manner of ``--cfg-options``."""
 
     def make(folder, **options):
-        cfg = Config.fromfile(str(CONFIG))
+        cfg = Config.fromfile(MINI)
         cfg.merge_from_dict(small_options(**options))
         cfg.work_dir = str(folder)
         cfg.experiment_name = f'{folder.parent.name}_{folder.name}'  # loggers are kept by name

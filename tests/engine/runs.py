@@ -15,8 +15,6 @@ from torch import nn
 
 from mmseg_coop.engine import load_checkpoint_data
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / 'configs/cross_coop/cross-coop_r18-mnv2-d16-mini_1xb8-200_camvid-128x128.py'
 SGD = dict(type='SGD', lr=0.01, momentum=0.9)
 _NUMBERS = itertools.count()
 

@@ -16,9 +16,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from tests.conftest import BACKBONES
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import BACKBONES, ROOT
 
 #: Between two iterations. Of one thing kept in each iteration there would be 800.
 ALLOWED = dict(tensors=0, objects=100, resident=8 * 2**20)

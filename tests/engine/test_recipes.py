@@ -12,7 +12,8 @@ from mmengine.config import Config
 from mmseg_coop.apis import build_runner
 from mmseg_coop.engine import CompileHook, load_checkpoint_data
 from mmseg_coop.errors import ConfigError
-from tests.engine.runs import ROOT, assert_same, comparable, files, newest
+from tests.conftest import ROOT
+from tests.engine.runs import assert_same, comparable, files, newest
 
 EVERY = {
     'default_hooks.checkpoint.interval': 1,

@@ -27,7 +27,8 @@ from torch import nn
 import mmseg_coop  # noqa: F401  # all that a config's custom_imports does
 from mmseg_coop.engine.safe_checkpoint import TRUST_VARIABLE, load_checkpoint_data
 from mmseg_coop.errors import CheckpointError
-from tests.engine.runs import CONFIG, ROOT, assert_same, logged, newest, train
+from tests.conftest import MINI, ROOT
+from tests.engine.runs import assert_same, logged, newest, train
 
 SYSTEM = f'{os.system.__module__}.system'
 
@@ -720,9 +721,7 @@ def test_torch_load_is_left_alone_afterwards(tmp_path):
 @pytest.mark.parametrize('words', [['test.py'], ['train.py', '--resume']], ids=str)
 def test_the_tools_refuse_in_one_line(words, hostile, tool, small_words, tmp_path):
     name, *option = words
-    done = tool(
-        f'tools/{name}', CONFIG, *option, hostile[0], '--work-dir', tmp_path, *small_words()
-    )
+    done = tool(f'tools/{name}', MINI, *option, hostile[0], '--work-dir', tmp_path, *small_words())
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f'error: {hostile[0]} wants to run or make {SYSTEM}')
@@ -734,7 +733,7 @@ def test_custom_imports_alone_guards_mmseg(hostile):
     code = f"""
 from mmengine.config import Config
 from mmseg.apis import init_model
-init_model(Config.fromfile({str(CONFIG)!r}), {str(hostile[0])!r}, device='cpu')
+init_model(Config.fromfile({str(MINI)!r}), {str(hostile[0])!r}, device='cpu')
 """
     done = subprocess.run(
         [sys.executable, '-c', code], check=False, capture_output=True, text=True,

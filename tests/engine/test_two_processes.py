@@ -19,7 +19,7 @@ from mmseg.registry import MODELS
 
 from mmseg_coop.apis import build_runner
 from mmseg_coop.engine import load_checkpoint_data
-from tests.engine.runs import CONFIG, ROOT
+from tests.conftest import MINI, ROOT
 from tests.processes import ByHand, script
 
 IMAGES = 7
@@ -27,7 +27,7 @@ IMAGES = 7
 #: dropout, which every process draws for itself. The mean of the loss is over all pixels: one over
 #: labelled pixels weighs those of a process by how many it has.
 COMPARABLE = f"""
-_base_ = [{str(CONFIG)!r}]
+_base_ = [{str(MINI)!r}]
 custom_imports = dict(imports=['mmseg_coop', 'helpers'], allow_failed_imports=False)
 norm = dict(_delete_=True, type='GN', num_groups=1)
 model = dict(
@@ -307,7 +307,7 @@ def test_label_maps_and_record_are_those_of_one_process(
         folder = tmp_path / str(processes)
         folder.mkdir()
         words = [
-            CONFIG, checkpoint, '--work-dir', folder, '--output', 'all', '--out', folder / 'labels',
+            MINI, checkpoint, '--work-dir', folder, '--output', 'all', '--out', folder / 'labels',
             *small_words(**{
                 'test_dataloader.dataset.data_prefix.img_path': 'img_dir/val',
                 'test_dataloader.dataset.data_prefix.seg_map_path': 'ann_dir/val',

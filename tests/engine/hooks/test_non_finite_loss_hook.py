@@ -18,7 +18,8 @@ from mmseg.structures import SegDataSample
 from mmseg_coop.engine import NonFiniteLossHook, load_checkpoint_data
 from mmseg_coop.engine.numeric_fault import non_finite
 from mmseg_coop.errors import NumericError
-from tests.engine.runs import CONFIG, ROOT, Toy, train
+from tests.conftest import MINI, ROOT
+from tests.engine.runs import Toy, train
 from tests.processes import ByHand
 
 
@@ -142,7 +143,7 @@ def test_all_files_and_learning_rates_and_where_to_go_on_are_named():
 
 
 def test_the_configs_use_it():
-    names = [hook.type for hook in Config.fromfile(str(CONFIG)).custom_hooks]
+    names = [hook.type for hook in Config.fromfile(MINI).custom_hooks]
     assert {'NonFiniteLossHook', 'CountSkippedStepsHook'} <= set(names)
     assert HOOKS.get('CheckLossHook') is NonFiniteLossHook  # its name in older configs
 
@@ -153,7 +154,7 @@ def test_a_command_ends_with_the_error(tool, small_words, tmp_path):
         'train_cfg.max_iters': 6,
         'default_hooks.checkpoint.interval': 1,
     })  # fmt: skip
-    done = tool('tools/train.py', CONFIG, '--work-dir', tmp_path, '--no-validate', *words)
+    done = tool('tools/train.py', MINI, '--work-dir', tmp_path, '--no-validate', *words)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('error: The loss of iteration 2 is not finite')
