@@ -7,14 +7,21 @@ import pytest
 import yaml
 from mmengine.config import Config
 from mmseg.registry import VISUALIZERS
+from yapf.yapflib.yapf_api import FormatCode
 
 from mmseg_coop.config import load_config
 from mmseg_coop.errors import ConfigError
-from tests.conftest import MINI, ROOT
+from tests.conftest import LAYOUT, MINI, ROOT
 
 PRINT = 'tools/misc/print_config.py'
 PAIR = ROOT / 'configs/cross_coop/cross-coop_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
 NO_C1 = ROOT / 'configs/cross_coop/cross-coop-no-c1_x65-r101-d16_1xb6-88k_voc12aug-513x513.py'
+
+
+@pytest.fixture(autouse=True)
+def _laid_out(monkeypatch):
+    for place in LAYOUT:
+        monkeypatch.setattr(place, FormatCode, raising=False)
 
 
 def test_printed_config_is_the_resolved_one(tool, tmp_path):
