@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..apis import build_model
 from ..config import image_size, load_config
 from ..models import DeepLabV3PlusHead
-from ..models._channels import image_channels, ready_for_shapes
+from ..models._channels import image_channels, skip_pointwise
 from .report import claim
 from .tables import markdown
 
@@ -82,7 +82,7 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, dict[str, float]
     Returns:
         ``params`` in millions and ``gmac`` in billions of operations, by part, and ``total``.
     """
-    ready_for_shapes(model.to('meta'))
+    model = skip_pointwise(model.to('meta').eval())
     parts: dict[str, dict[str, float]] = defaultdict(lambda: dict(params=0.0, gmac=0.0))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         counted = 0

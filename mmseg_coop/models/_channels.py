@@ -97,11 +97,11 @@ class PyramidChannels(dict[str, tuple[int, ...]]):
         for device in ('meta', 'cpu'):
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 try:
-                    trial = ready_for_shapes(_copy_to(backbone, device))
+                    trial = skip_pointwise(_copy_to(backbone, device))
                     levels = feature_maps(network, trial, image.to(device))
                     if neck is not None:
                         _check_neck(network, neck, levels)
-                        levels = ready_for_shapes(_copy_to(neck, device))(levels)
+                        levels = skip_pointwise(_copy_to(neck, device))(levels)
                     return tuple(level.shape[1] for level in levels)
                 except (AssertionError, RuntimeError) as error:
                     reason = error
@@ -139,22 +139,29 @@ def _declared(backbone: Any) -> tuple[int, ...] | None:
 
 
 def _copy_to(module: nn.Module, device: str) -> nn.Module:
-    """Copy a module to a device without a copy in between."""
+    """Copy a module to a device without a copy in between, ready to evaluate."""
     tensors: dict[int, Tensor] = {}
     for tensor in chain(module.parameters(), module.buffers()):
         moved = tensor.detach().to(device, copy=True)
         parameter = isinstance(tensor, nn.Parameter)
         tensors[id(tensor)] = nn.Parameter(moved, requires_grad=False) if parameter else moved
-    return copy.deepcopy(module, tensors)
+    copied = copy.deepcopy(module, tensors)
+    copied.eval()
+    return copied
 
 
-def ready_for_shapes(module: nn.Module) -> nn.Module:
-    """Have a module return what has the right shape and nothing else, in place; returns it.
+def skip_pointwise(module: nn.Module) -> nn.Module:
+    """Have batch norms and ReLU6 return their inputs, in place: shapes stay, values do not.
 
-    Layers that PyTorch computes in Python on the meta device and that keep the shape, which are
-    batch norms and ReLU6, return their inputs: they take nine tenths of the time there.
+    For modules without numbers, on the meta device or with fake tensors: PyTorch computes these
+    layers in Python there, which takes nine tenths of the time.
+
+    Args:
+        module: The module, of which nothing but shapes is asked any more.
+
+    Returns:
+        The module.
     """
-    module.eval()  # which returns nothing for some backbones of mmseg
     for part in module.modules():
         if isinstance(part, (_BatchNorm, nn.Hardtanh)):
             part.forward = lambda x: x  # type: ignore[method-assign, assignment]

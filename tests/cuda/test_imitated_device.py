@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from mmseg_coop.config import forget_pretrained
-from mmseg_coop.models._channels import image_channels
+from mmseg_coop.models._channels import image_channels, skip_pointwise
 from tests.cuda.conftest import CONFIGS, MINI
 
 pytestmark = pytest.mark.skipif(
@@ -29,7 +29,7 @@ def build(config):
         model = MODELS.build(cfg.model)
     model.data_preprocessor.to('cuda')
     model.test_cfg.mode = 'whole'  # sliding looks at values
-    return model, tuple(cfg.model.data_preprocessor.size)
+    return skip_pointwise(model), tuple(cfg.model.data_preprocessor.size)
 
 
 @pytest.fixture
