@@ -161,15 +161,6 @@ def test_fixed_size_and_chosen_outputs(fixed, export, load):
     assert 'exists; name another place, or add --force' in export(fixed, code=1)
 
 
-def test_networks_that_take_bgr(export, load, tmp_path):
-    preprocessor = 'model.data_preprocessor'
-    options = {f'{preprocessor}.bgr_to_rgb': False, f'{preprocessor}.mean': [10.0, 20.0, 30.0]}
-    export(tmp_path / 'a.onnx', '--size 64x64', options=options)
-    check_equal(tmp_path / 'a.onnx', load(options), (1, 64, 64), NAMES)
-    padding = metadata_of(tmp_path / 'a.onnx')['padding']
-    assert padding == [30, 20, 10]  # RGB as all of the interface
-
-
 def test_a_mismatch_leaves_no_file(export, tmp_path, monkeypatch):
     runner = export_module.onnx_runner
 
@@ -328,17 +319,30 @@ def test_inference_fits_images_into_a_fixed_graph(fixed, infer, work, load, tmp_
 
 
 @pytest.mark.parametrize(
-    ('text', 'names'),
+    ('text', 'shape', 'names', 'preprocessor', 'padding'),
     [
-        ('--dynamic --size 64x64', SIZES),
-        ('--size 48x40', ('tall', 'square')),  # wide is less than 48 high
+        # networks that take BGR; the padding is RGB as all of the interface
+        (
+            '--dynamic --size 64x64',
+            (1, 64, 64),
+            SIZES,
+            dict(bgr_to_rgb=False, mean=[100.0, 120.0, 140.0]),
+            [140, 120, 100],
+        ),
+        # wide is less than 48 high
+        ('--size 48x40', (1, 48, 40), ('tall', 'square'), {}, [127.5] * 3),
     ],
     ids=['dynamic', 'fixed'],
 )
-def test_inference_with_a_sliding_window(export, infer, work, load, tmp_path, text, names):
+def test_inference_with_a_sliding_window(
+    export, infer, work, load, tmp_path, text, shape, names, preprocessor, padding
+):
     test_cfg = dict(mode='slide', crop_size=(48, 40), stride=(20, 32))
     options = {f'model.test_cfg.{key}': value for key, value in test_cfg.items()}
+    options |= {f'model.data_preprocessor.{key}': value for key, value in preprocessor.items()}
     export(tmp_path / 'a.onnx', text, options=options)
+    assert metadata_of(tmp_path / 'a.onnx')['padding'] == padding
+    check_equal(tmp_path / 'a.onnx', load(options), shape, NAMES)
     infer(tmp_path / 'a.onnx', work / 'images', tmp_path, '--labels')
     check_label_maps(tmp_path, load(options), work, names=names)
 
