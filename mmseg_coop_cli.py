@@ -18,7 +18,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +34,29 @@ class CoopError(Exception):
 
     The message is one line with what was found, what is allowed and what to do.
     """
+
+
+def did_you_mean(
+    name: str, known: Iterable[str], form: str = '; did you mean {}?', *, sure: bool = False
+) -> str:
+    """Propose what is meant by a name that nothing has.
+
+    Args:
+        name: The name.
+        known: Names that could be meant.
+        form: How it is said. Default: ``'; did you mean {}?'``.
+        sure: Whether only a name is proposed of which the given one can hardly be but a slip.
+            Default: False.
+
+    Returns:
+        The proposal, or ``''`` where no known name is similar.
+
+    Example:
+        >>> did_you_mean('trian', ['test', 'train'])
+        '; did you mean train?'
+    """
+    similar = difflib.get_close_matches(name, known, n=1, cutoff=0.85 if sure else 0.6)
+    return form.format(*similar) if similar else ''
 
 
 def key_value(text: str) -> str:
@@ -289,8 +312,7 @@ def run_tool(name: str, *words: str) -> None:
     elif name == '--version':
         print(f'mmseg-coop {importlib.metadata.version("mmseg-coop")}')
     elif name not in tools:
-        similar = difflib.get_close_matches(name, tools)
-        hint = f'did you mean {" or ".join(similar)}?' if similar else 'see mmseg-coop --help'
+        hint = did_you_mean(name, tools, 'did you mean {}?') or 'see mmseg-coop --help'
         print(f'mmseg-coop: {name!r} is no tool; {hint}', file=sys.stderr)
         sys.exit(2)
     else:

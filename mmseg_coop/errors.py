@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mmseg_coop_cli import CoopError
+from mmseg_coop_cli import CoopError, did_you_mean
 
 __all__ = [
     'CheckpointError',
@@ -13,6 +13,7 @@ __all__ = [
     'DataError',
     'InputError',
     'NumericError',
+    'did_you_mean',
     'first_few',
     'printable',
 ]

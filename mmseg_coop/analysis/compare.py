@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 
 from ..apis.model import choose_outputs
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..visualization.panels import fit_centre, grid, legend, overlay
 from .evaluate import maps_of, open_model
 from .tables import markdown
@@ -179,8 +178,7 @@ def check_models(subjects: Sequence[Subject], frames: Sequence[str] | None) -> N
             )
         for frame in frames if frames is not None else first.frames:
             if frame not in subject.frames:
-                similar = difflib.get_close_matches(frame, subject.frames, n=3)
-                hint = f' Did you mean {" or ".join(similar)}?' if similar else ''
+                hint = did_you_mean(frame, subject.frames, ' Did you mean {}?')
                 raise ConfigError(
                     f'the test data of {subject.name} have no frame {frame!r}; they have '
                     f'{len(subject.frames)} frames.{hint}'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import statistics
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..engine.config_text import read_config
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, did_you_mean
 from .report import claim, plt, save
 from .tables import markdown, read_models, spread, text_of, write_csv
 from .validations import FILE_NAME, STUDY_RECORD, best_of, read_evaluations, standing_validations
@@ -171,8 +170,7 @@ def why_foreign(work_dir: Path, configs: Iterable[str | None]) -> str | None:
     config = validations[-1]['config']
     if config in configs:
         return None
-    similar = difflib.get_close_matches(config, filter(None, configs), n=1)
-    hint = f' Did you mean {similar[0]}?' if similar else ''
+    hint = did_you_mean(config, filter(None, configs), ' Did you mean {}?')
     return f'no table has a row for config {config!r}.{hint}'
 
 

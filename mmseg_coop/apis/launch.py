@@ -17,7 +17,6 @@ from mmengine.runner import Runner
 from mmseg.registry import RUNNERS
 
 from ..config.build_errors import config_errors
-from ..config.class_check import check_model
 from ..engine.hooks.run_check_hook import RunCheckHook
 from ..errors import ConfigError
 from ..models.cooperation.paths import TOPOLOGIES, resolve_topology
@@ -88,8 +87,8 @@ def build_runner(cfg: Config, local_rank: int = 0, console: Console | None = Non
         starts, that its parts agree.
 
     Raises:
-        ConfigError: A part of the config cannot be built, a loss does not fit its head, or the
-            runner is another one than mmengine's ``Runner``.
+        ConfigError: A part of the config cannot be built, or the runner is another one than
+            mmengine's ``Runner``.
     """
     os.environ.setdefault('LOCAL_RANK', str(local_rank))  # where mmengine looks for it
     _init_cpu_process_group(cfg)
@@ -110,7 +109,6 @@ def build_runner(cfg: Config, local_rank: int = 0, console: Console | None = Non
         )
     with config_errors(cfg):
         runner = (console.quiet(kind) if console else kind).from_cfg(cfg)
-    check_model(runner.model)
     runner.register_hook(RunCheckHook())
     if console and is_main_process():
         runner.register_hook(ConsoleHook(console))

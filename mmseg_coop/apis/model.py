@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..config import config_errors, forget_pretrained
 from ..datasets.faults.walk import iter_datasets
-from ..errors import CheckpointError, ConfigError, first_few
+from ..engine.weights import compare_weights
+from ..errors import CheckpointError, ConfigError
 from ..registry import class_of
 from .label_maps import without_labels
 from .optimize import optimize_for_inference
@@ -167,19 +168,13 @@ def apply_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) ->
     Raises:
         CheckpointError: The weights do not fit the model.
     """
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:  # shapes that differ, one a line below the first
-        shapes = ' '.join(str(error).split('\n')[1:4]).strip()
+    misfits = str(compare_weights(model, weights))
+    if misfits:
         raise CheckpointError(
-            f'checkpoint {checkpoint!r} does not fit the config: {shapes}'
-        ) from error
-    for kind, names in (('lacks', missing), ('holds the unknown', unexpected)):
-        if names:
-            raise CheckpointError(
-                f'checkpoint {checkpoint!r} does not fit the config: it {kind} '
-                f'{first_few(names)}; use the config it was trained with.'
-            )
+            f'checkpoint {checkpoint!r} does not fit the config: {misfits}; use the config it was '
+            'trained with.'
+        )
+    model.load_state_dict(weights, strict=False)
 
 
 def _dataset_meta(meta: dict[str, Any], cfg: Config) -> dict[str, Any]:

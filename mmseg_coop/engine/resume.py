@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 from mmengine.dist import all_reduce_params
@@ -13,6 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import CheckpointError, printable
+from .weights import compare_weights
 
 
 def model_of(runner: Runner) -> nn.Module:
@@ -76,20 +76,21 @@ def prepare_resume(runner: Runner, checkpoint: dict[str, Any], file: str) -> Non
     wrapper, model = runner.optim_wrapper, model_of(runner)
     if not isinstance(wrapper, OptimWrapper):
         return
-    try:
-        model.load_state_dict(checkpoint['state_dict'])
-        name = type(wrapper.optimizer).__name__
-        former = checkpoint['optimizer'].get('type', name)
-        if former != name:
-            raise ValueError(f'its optimizer is {former!r}, not {name!r}')
-        wrapper.optimizer.load_state_dict(checkpoint['optimizer'])
-    except (RuntimeError, ValueError) as error:
-        said = re.sub(r'^Error\(s\) in .*:\s+', '', str(error)).splitlines()[0].strip(' .')[:300]
+    said = str(compare_weights(model, checkpoint['state_dict']))
+    name = type(wrapper.optimizer).__name__
+    former = checkpoint['optimizer'].get('type', name)
+    if former != name:
+        said = said or f'its optimizer is {former!r}, not {name!r}'
+    if not said:
+        try:
+            wrapper.optimizer.load_state_dict(checkpoint['optimizer'])
+        except ValueError as error:
+            said = str(error).splitlines()[0].strip(' .')
+    if said:
         raise CheckpointError(
-            f'{file} does not fit the config: {printable(said)}. Resume it with the model and '
-            f'the optimizer that it was trained with, or {anew}.'
-        ) from error
-
+            f'{file} does not fit the config: {printable(said[:300])}. Resume it with the model '
+            f'and the optimizer that it was trained with, or {anew}.'
+        )
     counts, iteration = wrapper._accumulative_counts, checkpoint['meta']['iter']
     stored = checkpoint.pop('accumulation', dict(counts=1, gradients={}))
     inside = iteration % counts and iteration < runner.max_iters

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from mmseg_coop.models.backbones.xception import convert_timm_state_dict
+from ..errors import did_you_mean
+from ..models.backbones.xception import convert_timm_state_dict
 
 _PREFIX = 'timm://'
 _CONVERTED = ('xception41', 'xception65', 'xception71')
@@ -40,10 +39,10 @@ def load_from_timm(
 
     name = filename.removeprefix(_PREFIX)
     if not is_model_pretrained(name):
-        # Other weights of the architecture asked for, else names that look alike.
+        # other weights of the architecture asked for, or else of another
         known = timm.list_pretrained(f'{name.partition(".")[0]}.*')
-        known = known or difflib.get_close_matches(name, timm.list_pretrained())
-        hint = f' Did you mean {" or ".join(known[:5])}?' if known else ''
+        form, others = ' Did you mean {}?', ' or '.join(known[:5])
+        hint = form.format(others) if known else did_you_mean(name, timm.list_pretrained(), form)
         raise ValueError(
             f'timm {timm.__version__} has no pretrained weights called {name!r}.{hint} '
             'timm.list_pretrained() lists all names.'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,8 @@ import numpy as np
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses.cross_entropy_loss import binary_cross_entropy
 from mmseg.models.losses.lovasz_loss import lovasz_hinge
+
+from ..errors import did_you_mean
 
 #: What segmentors read from ``test_cfg``.
 _TEST_CFG_KEYS = ('mode', 'crop_size', 'stride', 'output', 'keep_logits')
@@ -56,9 +57,9 @@ def check_test_cfg(test_cfg: Mapping[str, Any]) -> None:
     mmseg itself looks at it with the first prediction.
     """
     for name in test_cfg:
-        similar = difflib.get_close_matches(name, _TEST_CFG_KEYS, n=1, cutoff=0.8)
-        if similar and name not in _TEST_CFG_KEYS:  # others may have keys of their own
-            raise ValueError(f'test_cfg.{name} is unknown; did you mean {similar[0]}?')
+        hint = did_you_mean(name, _TEST_CFG_KEYS, sure=True)
+        if hint and name not in _TEST_CFG_KEYS:  # others may have keys of their own
+            raise ValueError(f'test_cfg.{name} is unknown{hint}')
     check_choice('test_cfg.mode', test_cfg.get('mode'), ('whole', 'slide'))
     if test_cfg['mode'] == 'whole':
         return

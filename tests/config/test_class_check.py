@@ -9,7 +9,8 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from mmseg_coop.apis import check_data
-from mmseg_coop.config.class_check import check_classes, check_model
+from mmseg_coop.config.class_check import check_classes
+from mmseg_coop.engine.hooks.run_check_hook import check_model
 from mmseg_coop.errors import ConfigError
 from mmseg_coop.models import DeepLabV3PlusHead
 

@@ -39,11 +39,11 @@ def resume(file, folder, *model, **options):
     [
         (
             *('sgd', lambda: Toy(20, 5), {}),
-            'size mismatch for layer.weight: copying a param with shape torch.Size([10, 20]) from '
-            'checkpoint, the shape in current model is torch.Size([5, 20])',
+            'size mismatch for layer.weight ([10, 20] in place of [5, 20]), layer.bias ([10] in '
+            'place of [5])',
         ),
-        ('sgd', Longer, {}, 'Missing key(s) in state_dict: "more.weight", "more.bias"'),
-        ('longer', Toy, {}, 'Unexpected key(s) in state_dict: "more.weight", "more.bias"'),
+        ('sgd', Longer, {}, 'it lacks more.weight, more.bias'),
+        ('longer', Toy, {}, 'it holds the unknown more.weight, more.bias'),
         ('sgd', Toy, GROUPED, 'loaded state dict has a different number of parameter groups'),
         ('grouped', Toy, {}, 'loaded state dict has a different number of parameter groups'),
         ('sgd', Toy, ADAM, "its optimizer is 'SGD', not 'Adam'"),

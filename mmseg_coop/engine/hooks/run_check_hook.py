@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,11 +13,17 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict, ReduceOnPlateauParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmseg.evaluation import IoUMetric
-from mmseg.models import SegDataPreProcessor
+from mmseg.models import EncoderDecoder, SegDataPreProcessor
+from torch import nn
 
-from ...errors import CheckpointError, ConfigError, first_few, printable
+from ...errors import CheckpointError, ConfigError, did_you_mean, first_few, printable
 from ...evaluation import CoopIoUMetric
+from ...models._checks import check_losses, check_test_cfg
+from ...models.decode_heads.plain_head import is_plain
 from ...models.segmentors import CrossCoopEncoderDecoder
+from ..weights import compare_weights
+
+_PROPOSAL = ' (did you mean {!r}?)'
 
 
 class RunCheckHook(Hook):
@@ -30,16 +35,19 @@ class RunCheckHook(Hook):
     priority = 'VERY_HIGH'  # the first evaluation is looked at before a checkpoint is written
 
     def before_run(self, runner: Runner) -> None:
-        """Check hooks, data loaders, metrics, schedules and learning rates.
+        """Check the model, hooks, data loaders, metrics, schedules and learning rates.
 
         Args:
             runner: The runner.
 
         Raises:
-            ConfigError: An interval is 0, a loop over the whole data loader has an endless sampler,
+            ConfigError: The model cannot train or predict as it is, see :func:`check_model`, an
+                interval is 0, a loop over the whole data loader has an endless sampler,
                 or the evaluation does not give what ``save_best`` or early stopping names.
             InputError: A head was built for other channels than its backbone has.
         """
+        model = getattr(runner.model, 'module', runner.model)
+        check_model(model)
         for hook in runner.hooks:
             if getattr(hook, 'interval', None) == 0:
                 raise ConfigError(
@@ -51,12 +59,11 @@ class RunCheckHook(Hook):
         for split in ('train', 'val', 'test'):
             _check_sampler(getattr(runner, f'_{split}_loop'), f'{split}_dataloader.sampler')
         if isinstance(runner._val_loop, ValLoop):
-            outputs = getattr(getattr(runner.model, 'module', runner.model), 'output_names', ())
+            outputs = getattr(model, 'output_names', ())
             metrics = [_metric_names(m, outputs) for m in runner._val_loop.evaluator.metrics]
             if None not in metrics:
                 _check_chosen(runner, [name for names in metrics for name in names or ()])
         if isinstance(runner._train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
-            model = getattr(runner.model, 'module', runner.model)
             if isinstance(model, CrossCoopEncoderDecoder):
                 model.check_channels()
             _check_schedules(runner, runner._train_loop)
@@ -108,6 +115,33 @@ class RunCheckHook(Hook):
             _check_chosen(runner, list(metrics))
 
 
+def check_model(model: nn.Module) -> None:
+    """Check what mmseg's parts look at with the first image; ours have done so when built.
+
+    Args:
+        model: A model.
+
+    Raises:
+        ConfigError: A loss does not fit the outputs of its head, images cannot be predicted as
+            ``test_cfg`` says, or the data preprocessor divides by zero. The message gives the path.
+    """
+    std = getattr(getattr(model, 'data_preprocessor', None), 'std', None)
+    if isinstance(std, torch.Tensor) and not std.all():
+        raise ConfigError(
+            f'model.data_preprocessor.std is {std.flatten().tolist()}; it divides, so give no zero.'
+        )
+    place = 'model.'
+    try:
+        if getattr(type(model), 'inference', None) is EncoderDecoder.inference:
+            check_test_cfg(getattr(model, 'test_cfg', None) or {})
+        for name, head in model.named_modules():
+            if is_plain(type(head)):
+                place = f'model.{name}: '
+                check_losses(head)
+    except ValueError as error:
+        raise ConfigError(f'{place}{error}') from error
+
+
 def _check_numbers(runner: Runner) -> None:
     """Refuse numbers with which mmengine and torch train without a word, but not as meant."""
     for name in ('max_epochs', 'max_iters', 'val_interval'):
@@ -128,30 +162,24 @@ def _check_weights(runner: Runner, weights: Mapping[str, Any]) -> None:
     model = runner.model
     while hasattr(model, 'module'):  # what spreads it over processes, or averages augmentations
         model = model.module
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
-    held = {name: getattr(value, 'shape', None) for name, value in weights.items()}
-    lacking = [
-        name
-        for name, shape in wanted.items()
-        if held.get(name) != shape and not name.endswith('num_batches_tracked')
-    ]
+    reshaped, missing, unknown = compare_weights(model, weights)
+    lacking, count = [*reshaped, *missing], len(model.state_dict())
     said = printable(
-        f'{runner._load_from} does not fit {type(model).__name__}: of {len(wanted)} tensors '
+        f'{runner._load_from} does not fit {type(model).__name__}: of {count} tensors '
         f'{len(lacking)} are missing or of another shape ({first_few(lacking)})'
     )
-    unused = sorted({*held} - {*wanted})
-    if lacking and (runner._train_loop is None or not any(name in wanted for name in held)):
+    if lacking and (runner._train_loop is None or len(unknown) == len(weights)):
         raise CheckpointError(
             f'{said}; use the config it was trained with, or give weights of a backbone alone to '
             "its init_cfg=dict(type='Pretrained', …)."
         )
     if lacking:
         runner.logger.warning(f'{said}; they start as they were initialised.')
-    if unused:
+    if unknown:
         runner.logger.warning(
             printable(
                 f'{runner._load_from} also holds what {type(model).__name__} does not have, which '
-                f'is left out: {first_few(unused)}.'
+                f'is left out: {first_few(sorted(unknown))}.'
             )
         )
 
@@ -196,13 +224,8 @@ def _check_chosen(runner: Runner, names: list[str]) -> None:
                 choices = ', '.join(names) or 'none: val_evaluator is empty'
                 raise ConfigError(
                     f'{option}={key!r} of {type(hook).__name__} is no metric of the evaluation'
-                    f'{_proposal(key, names)}; choose among {choices}.'
+                    f'{did_you_mean(key, names, _PROPOSAL)}; choose among {choices}.'
                 )
-
-
-def _proposal(name: str, known: Iterable[str]) -> str:
-    similar = difflib.get_close_matches(name, known, n=1)
-    return f' (did you mean {similar[0]!r}?)' if similar else ''
 
 
 def _check_sampler(loop: Any, path: str) -> None:
@@ -252,7 +275,7 @@ def _check_custom_keys(runner: Runner) -> None:
                 for words in (name.split('.') for name in names)
                 for start in range(len(words) - length + 1)
             }
-            unused.append(f'{key!r}{_proposal(key, parts)}')
+            unused.append(f'{key!r}{did_you_mean(key, parts, _PROPOSAL)}')
     if unused:  # configs for several models have keys that only some of them need
         runner.logger.warning(
             'optim_wrapper.paramwise_cfg.custom_keys has keys that are in the name of no '
