@@ -18,7 +18,7 @@ from torch._utils import ExceptionWrapper
 from torch.distributed import DistBackendError
 
 from ..errors import ConfigError, CoopError
-from .parts import SPLITS, find_types, short, walk
+from .parts import find_types, short, walk
 
 #: What says all there is to say, and what no config is to blame for.
 _NOT_MEANT = (CoopError, OSError, MemoryError, torch.cuda.OutOfMemoryError, DistBackendError)
@@ -62,20 +62,17 @@ def config_errors(cfg: Mapping[str, Any], path: str = '') -> Iterator[None]:
 
 def _find_part(parts: Mapping[str, Any], frames: list[FrameType], path: str) -> str:
     """Path of the part of a config that the innermost of the frames is about."""
-    classes: dict[Any, list[str]] = {Evaluator: [f'{split}_evaluator' for split in SPLITS]}
-    for place, part in parts.items():
-        for target in find_types(part.get('type')):
-            classes.setdefault(target, []).append(place)
     split = ''
     for frame in frames:
         values = frame.f_locals
         choices = [_made_of(parts, value) for value in values.values()]
-        for name in ('self', 'hook'):  # hook: mmengine raises anew, from outside, what hooks raise
-            one = values.get(name)
-            if isinstance(one, BaseLoop):
-                split = {ValLoop: 'val_', TestLoop: 'test_'}.get(type(one), 'train_')
-            elif not isinstance(one, BaseOptimWrapper):  # both run all others
-                choices.append(classes.get(type(one), []))
+        one = values.get('hook', values.get('self'))  # mmengine raises anew what a hook raises
+        if isinstance(one, BaseLoop):
+            split = {ValLoop: 'val_', TestLoop: 'test_'}.get(type(one), 'train_')
+        elif isinstance(one, Evaluator):
+            choices.append([f'{split}evaluator'])
+        elif not isinstance(one, BaseOptimWrapper):  # like a loop, it runs all others
+            choices.append([p for p in parts if type(one) in find_types(parts[p].get('type'))])
         if split and frame.f_globals.get('__name__', '').startswith('torch.utils.data.'):
             choices.append([f'{split}dataloader'])
         found = set()
@@ -84,7 +81,7 @@ def _find_part(parts: Mapping[str, Any], frames: list[FrameType], path: str) -> 
                 [place for place in choice if f'{place}.'.startswith(start)]
                 for start in (f'{path}.', split, '')
             ]
-            nearest = next((places for places in near if places), [])
+            nearest = next(filter(None, near), [])
             found |= set(nearest) if len(nearest) == 1 else set()
         outer = min(found, key=len, default='')
         if outer and all(f'{place}.'.startswith(f'{outer}.') for place in found):
@@ -93,23 +90,19 @@ def _find_part(parts: Mapping[str, Any], frames: list[FrameType], path: str) -> 
 
 
 def _made_of(parts: Mapping[str, Mapping[Any, Any]], value: Any) -> list[str]:
-    """Paths of the parts of a config that a dictionary or a list was made of.
+    """Paths of the parts that a list is, or with which a dictionary shares the most values.
 
-    Builders add keys to what has a type, and take some away, but change none. Lists stay as they
-    are.
+    Builders change dictionaries.
     """
-    is_list = isinstance(value, (list, tuple))
     _, value = next(walk(value, ''), ('', {}))
     shared: dict[int, list[str]] = {}
     for place, part in parts.items():
-        keys = part.keys() & value.keys()
-        if is_list and len(value) != len(part):
-            continue
-        if keys and ('type' in keys or len(keys) == len(part)):
-            with suppress(TypeError, ValueError, RuntimeError):  # arrays cannot be compared so
-                if {key: part[key] for key in keys} == {key: value[key] for key in keys}:
-                    shared.setdefault(len(keys), []).append(place)
-    return shared[max(shared)] if shared else []
+        with suppress(TypeError, ValueError, RuntimeError):  # arrays cannot be compared so
+            equal = [key for key in part.keys() & value.keys() if part[key] == value[key]]
+            if 0 not in value or len(equal) == len(part) == len(value):
+                shared.setdefault(len(equal), []).append(place)
+    most = max(shared, default=0)
+    return shared[most] if most else []
 
 
 def _explain(path: str, part: Mapping[Any, Any], error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Mapping
@@ -20,11 +19,11 @@ from mmseg.models.segmentors import BaseSegmentor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..models.decode_heads import CoopHead
 from ..models.decode_heads.levels import READS
 from ..models.decode_heads.transfer import Transfer
-from .parts import OUR_SCOPES, SPLITS, find_types, short, similar_types, walk
+from .parts import OUR_SCOPES, SPLITS, find_types, registered_names, short, walk
 from .signatures import Key, Keys, constructor_keys, mismatch
 
 #: What the stack and the tools read at the top of a config beside the arguments of the runner.
@@ -33,6 +32,7 @@ _ALSO_READ = ('custom_imports', 'runner_type', 'test_pipeline', 'tta_model', 'tt
 _TYPED = ('model', 'param_scheduler', 'visualizer')
 #: What the runner builds from parts that name no type.
 _DEFAULT_TYPES: dict[str, Any] = dict(
+    train_cfg='IterBasedTrainLoop',
     val_cfg='ValLoop',
     test_cfg='TestLoop',
     optim_wrapper='OptimWrapper',
@@ -70,18 +70,15 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     """
     if cfg.get('default_scope', 'mmengine') not in OUR_SCOPES:
         return
-    arguments = constructor_keys(Runner).known
     # these annotations are exact, but for texts: the level of the log may be a number
     runner = {
         name: key._replace(exact=mismatch('', key.hint, exact=True) is not None)
-        for name, key in arguments.items()
+        for name, key in constructor_keys(Runner).known.items()
     }
+    around = {path: dict(type=name) for path, name in _DEFAULT_TYPES.items()}
     loop = cfg.get('train_cfg')
-    by_epoch = isinstance(loop, Mapping) and loop.get('by_epoch')
-    train_loop = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
-    around: dict[str, Mapping[str, Any]] = {
-        path: dict(type=name) for path, name in dict(_DEFAULT_TYPES, train_cfg=train_loop).items()
-    }
+    if isinstance(loop, Mapping) and loop.get('by_epoch'):
+        around['train_cfg'] = dict(type='EpochBasedTrainLoop')
     for name, value in cfg.items():
         if name in runner:
             _check_value(name, value, Keys(runner, complete=False), 'the runner')
@@ -94,49 +91,40 @@ def check_config(cfg: Mapping[str, Any]) -> None:
             _check_part(path, part, around)
 
 
-def _check_part(path: str, part: Mapping[str, Any], around: dict[str, Mapping[str, Any]]) -> None:
+def _check_part(path: str, part: Mapping[str, Any], around: dict[str, dict[str, Any]]) -> None:
     """Check a dictionary; ``around`` is what each gets from those around it, and is added to."""
     given = around.get(path, {})
     name = part.get('type', given.get('type'))
     targets = find_types(name)
-    if 'type' in part:
-        _check_type(path, name, targets)
+    if 'type' in part and not isinstance(name, str) and not callable(name):
+        raise ConfigError(f'{path}.type is {_shown(name)}; give the name of a class.')
+    if 'type' in part and not targets and '.' not in name:
+        hint = did_you_mean(name, registered_names(), sure=True)
+        if hint:  # else it may be the name of something else; who builds it says if not
+            raise ConfigError(f'{path}.type is {name!r}, which is not registered{hint}')
     if len(targets) != 1 or 'constructor' in part:  # of an optimizer, which may read what it likes
         return
     (target,) = targets
-    is_class = inspect.isclass(target)
-    if not is_class and not inspect.isroutine(target):
-        return
+    kind = target if inspect.isclass(target) else object
     keys = constructor_keys(target)
-    if is_class and issubclass(target, CoopHead):
+    if issubclass(kind, CoopHead):
         keys = _bind_networks(target, path, part, around)
-    if is_class and issubclass(target, CheckpointHook):
-        # the rest goes there, but with the first checkpoint only
+    if issubclass(kind, CheckpointHook):  # the rest goes there, but with the first checkpoint only
         keys = Keys({**constructor_keys(Runner.save_checkpoint).known, **keys.known}, True)
-    built = next((kind for kind in _BUILT if is_class and issubclass(target, kind)), None)
+    built = next((base for base in _BUILT if issubclass(kind, base)), None)
     extra = ('requires_grad',) if path.endswith('norm_cfg') else _BUILT.get(built, ())
     known = Keys({**dict.fromkeys(extra, Key()), **keys.known}, keys.complete)
-    for name, value in part.items():
-        if name not in ('type', '_scope_', '_delete_'):
-            _check_value(f'{path}.{name}', value, known, target.__name__)
-    missing = sorted(keys.required - {*part, *given, *extra})
+    label = getattr(target, '__name__', repr(target))
+    for key, value in part.items():
+        if key not in ('type', '_scope_'):
+            _check_value(f'{path}.{key}', value, known, label)
+    missing = sorted(constructor_keys(target).required - {*part, *given, *extra})
     if built and missing:
-        raise ConfigError(f'{path} has no {missing[0]}, which {target.__name__} needs.')
-
-
-def _check_type(path: str, name: Any, targets: list[Any]) -> None:
-    if not isinstance(name, str) and not callable(name):
-        raise ConfigError(f'{path}.type is {_shown(name)}; give the name of a class.')
-    if not targets and '.' not in name:
-        similar = ', '.join(similar_types(name))
-        if similar:  # else it may be the name of something else; who builds it says if not
-            raise ConfigError(
-                f'{path}.type is {name!r}, which is not registered; did you mean {similar}?'
-            )
+        raise ConfigError(f'{path} has no {missing[0]}, which {label} needs.')
 
 
 def _bind_networks(
-    target: Any, path: str, part: Mapping[str, Any], around: dict[str, Mapping[str, Any]]
+    target: Any, path: str, part: Mapping[str, Any], around: dict[str, dict[str, Any]]
 ) -> Keys:
     """Note what the parts of a head of networks get; return the keys of that head."""
     own = constructor_keys(target)
@@ -156,30 +144,32 @@ def _bind_networks(
             heads.append(constructor_keys(head))
     shared = {name: key for head in heads for name, key in head.known.items()}
     complete = bool(heads) and all(head.complete for head in heads)
-    return Keys({**shared, **own.known}, complete, own.required)
+    return Keys({**shared, **own.known}, complete)
 
 
 def _check_value(path: str, value: Any, keys: Keys, label: str) -> None:
     name = path.rpartition('.')[2]
     key = keys.known.get(name)
+    if key is None and keys.complete:
+        hint = did_you_mean(name, keys.known) or '.'
+        raise ConfigError(
+            f'{path} is unknown for {label}{hint} Allowed: {", ".join(sorted(keys.known))}.'
+        )
     if key is None:
-        if keys.complete:
-            similar = difflib.get_close_matches(name, keys.known, n=1, cutoff=0.6)
-            hint = f'; did you mean {similar[0]}?' if similar else '.'
-            raise ConfigError(
-                f'{path} is unknown for {label}{hint} Allowed: {", ".join(sorted(keys.known))}.'
-            )
         return
-    default = key.default if isinstance(key.default, Mapping) and 'type' not in key.default else {}
-    if isinstance(value, Mapping) and default:
-        for inner in value.keys() - default.keys():
-            similar = difflib.get_close_matches(inner, default, n=1, cutoff=0.85)
-            if similar:
-                raise ConfigError(f'{path}.{inner} is unknown; did you mean {similar[0]}?')
+    if (
+        isinstance(value, Mapping)
+        and isinstance(key.default, Mapping)
+        and 'type' not in key.default
+    ):
+        for inner in value.keys() - key.default.keys():
+            hint = did_you_mean(inner, key.default, sure=True)
+            if hint:
+                raise ConfigError(f'{path}.{inner} is unknown{hint}')
     misfit = key.mismatch(value, path)
     if misfit is not None:
         place, value = misfit
-        takes = key.text.replace('typing.', '')
+        takes = re.sub(r'\w+\.', '', inspect.formatannotation(key.hint))
         raise ConfigError(f'{place} is {_shown(value)}, but {label} takes {name}: {takes}.')
 
 
@@ -192,12 +182,15 @@ def _check_variable(name: str, value: Any, runner: Mapping[str, Key], text: str)
 
     Variables of the user stay: what the config itself reads, and names with other words or digits.
     """
-    similar = difflib.get_close_matches(name, [*runner, *_ALSO_READ], n=1, cutoff=0.85)
-    is_read = re.search(rf'\b{re.escape(name)}\b(?!\s*=[^=])', text)
-    if not similar or is_read or re.search(r'\d', name):
+    if re.search(r'\d', name) or re.search(rf'\b{re.escape(name)}\b(?!\s*=[^=])', text):
         return
-    words, meant = (word.split('_') for word in (name, similar[0]))
-    same_words = len(words) == len(meant) or ''.join(words) == ''.join(meant)
-    could_be = runner.get(similar[0], Key()).mismatch(value) is None
-    if same_words and could_be and (isinstance(value, Mapping) or similar[0] != 'model'):
-        raise ConfigError(f'{name} is read by nothing; did you mean {similar[0]}?')
+    letters, known = name.replace('_', ''), {**dict.fromkeys(_ALSO_READ, Key()), **runner}
+    could_be = [
+        meant
+        for meant, key in known.items()
+        if meant.count('_') == name.count('_') or meant.replace('_', '') == letters
+        if key.mismatch(value, name) is None
+    ]
+    hint = did_you_mean(name, could_be, sure=True)
+    if hint:
+        raise ConfigError(f'{name} is read by nothing{hint}')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os.path as osp
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from mmengine.config import Config, DictAction
 
 from mmseg_coop_cli import quiet_imports
 
-from ..errors import ConfigError, CoopError, first_few
+from ..errors import ConfigError, CoopError, did_you_mean, first_few
 from .check import check_config
 from .ignore_index import settle_ignore_index
 
@@ -84,9 +83,9 @@ def find_config(path: str) -> str:
         if name in shipped:
             return shipped[name]
     known = {*shipped, *(file.name for file in Path(path).parent.glob('*.py'))}
-    similar = difflib.get_close_matches(Path(path).name, known, n=3, cutoff=0.7)
-    similar = similar or sorted(name for name in known if Path(path).stem in name)
-    hint = f' Did you mean {first_few(similar)}?' if similar else ''
+    longer = first_few(sorted(name for name in known if Path(path).stem in name))
+    form = ' Did you mean {}?'
+    hint = form.format(longer) if longer else did_you_mean(Path(path).name, known, form)
     raise FileNotFoundError(f'config {path!r} does not exist.{hint}')
 
 

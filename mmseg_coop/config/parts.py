@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from ..registry import REGISTRIES
@@ -43,25 +43,29 @@ def find_types(name: Any) -> list[Any]:
     """
     if not isinstance(name, str):
         return [name] if callable(name) else []
-    found = []
-    for registry in REGISTRIES.values():
+    found: list[Any] = []
+    for registry, registered in zip(REGISTRIES.values(), _registered(), strict=True):
         # Registry.get would go on to look for a module of that name
-        target = registry.get(name) if '.' in name else _registered(registry).get(name)
+        target = registry.get(name) if '.' in name else registered.get(name)
         if target is not None and target not in found:
             found.append(target)
     return found
 
 
-def _registered(registry: Any) -> Mapping[str, Any]:
-    for node in (registry.parent, registry.root):
-        node.import_from_location()
-    return ChainMap(registry.parent.module_dict, registry.root.module_dict)
+@cache
+def _registered() -> list[Mapping[str, Any]]:
+    """What the registries hold by its name; what is registered later comes in as well."""
+    tables: list[Mapping[str, Any]] = []
+    for registry in REGISTRIES.values():
+        for node in (registry.parent, registry.root):
+            node.import_from_location()
+        tables.append(ChainMap(registry.parent.module_dict, registry.root.module_dict))
+    return tables
 
 
-def similar_types(name: str) -> list[str]:
-    """Registered names that a name resembles."""
-    known = {word for registry in REGISTRIES.values() for word in _registered(registry)}
-    return difflib.get_close_matches(name, known, cutoff=0.8)
+def registered_names() -> set[str]:
+    """All names that a ``type`` may have."""
+    return set().union(*_registered())
 
 
 def short(value: Any) -> str:
