@@ -168,13 +168,15 @@ def apply_weights(model: nn.Module, weights: dict[str, Any], checkpoint: str) ->
     Raises:
         CheckpointError: The weights do not fit the model.
     """
-    misfits = str(compare_weights(model, weights))
-    if misfits:
+    try:  # asked first, since some modules adapt weights of older versions
+        refused = any(model.load_state_dict(weights, strict=False))
+    except RuntimeError:
+        refused = True
+    if refused:
         raise CheckpointError(
-            f'checkpoint {checkpoint!r} does not fit the config: {misfits}; use the config it was '
-            'trained with.'
+            f'checkpoint {checkpoint!r} does not fit the config: '
+            f'{compare_weights(model, weights)}; use the config it was trained with.'
         )
-    model.load_state_dict(weights, strict=False)
 
 
 def _dataset_meta(meta: dict[str, Any], cfg: Config) -> dict[str, Any]:

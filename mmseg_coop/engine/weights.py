@@ -35,18 +35,17 @@ def compare_weights(model: nn.Module, weights: Mapping[str, Any]) -> Misfits:
 
     Args:
         model: The model, without what wraps it.
-        weights: The weights by name. ``num_batches_tracked`` may be left out, as by older PyTorch.
+        weights: The weights by name.
 
     Returns:
         What does not fit.
     """
     wanted = model.state_dict()
-    reshaped, missing = {}, []
+    reshaped = {}
     for name, value in wanted.items():
         shape = getattr(weights.get(name), 'shape', None)
         if name in weights and shape != value.shape:
             held = 'no tensor' if shape is None else [*shape]
             reshaped[name] = f'{held} in place of {[*value.shape]}'
-        elif name not in weights and not name.endswith('num_batches_tracked'):
-            missing.append(name)
+    missing = [name for name in wanted if name not in weights]
     return Misfits(reshaped, missing, [str(name) for name in weights if name not in wanted])

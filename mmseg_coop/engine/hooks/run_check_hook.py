@@ -163,7 +163,9 @@ def _check_weights(runner: Runner, weights: Mapping[str, Any]) -> None:
     while hasattr(model, 'module'):  # what spreads it over processes, or averages augmentations
         model = model.module
     reshaped, missing, unknown = compare_weights(model, weights)
-    lacking, count = [*reshaped, *missing], len(model.state_dict())
+    # older versions of PyTorch have no num_batches_tracked
+    lacking = [*reshaped, *(name for name in missing if not name.endswith('num_batches_tracked'))]
+    count = len(model.state_dict())
     said = printable(
         f'{runner._load_from} does not fit {type(model).__name__}: of {count} tensors '
         f'{len(lacking)} are missing or of another shape ({first_few(lacking)})'
