@@ -92,5 +92,5 @@ def _classes_of(part: Mapping[str, Any]) -> Any:
         if isinstance(classes, str):  # names a file of them, which mmengine reads if it is there
             return list_from_file(classes) if osp.isfile(classes) else None
         return classes
-    metainfos = [getattr(target, 'METAINFO', {}) for target in find_types(part.get('type'))]
-    return metainfos[0].get('classes') if metainfos else None
+    targets = find_types(part.get('type'))
+    return next((t.METAINFO.get('classes') for t in targets if hasattr(t, 'METAINFO')), None)

@@ -36,7 +36,8 @@ class Key(NamedTuple):
         """Where the annotation does not allow a value, see :func:`mismatch`."""
         if value is None and self.default is None:
             return None
-        number = value is None and type(self.default) in (int, float)
+        kinds = {kind for kind, _ in _options(self.hint)} - {'other'}
+        number = value is None and type(self.default) in (int, float) and kinds == {'number'}
         return mismatch(value, self.hint, exact=self.exact or number, path=path)
 
 
@@ -153,11 +154,11 @@ def mismatch(value: Any, hint: Any, *, exact: bool, path: str = '') -> tuple[str
     """
     options = _options(hint)
     kinds, kind = {option for option, _ in options}, _kind(type(value))
+    anything = 'any' in kinds
     if not exact:
-        anything = 'text' in kinds or kinds <= {'other', 'none'}
-        kinds = set() if anything else kinds | {'none'}
-        kinds |= _CONTAINERS if kinds & _CONTAINERS else set()
-    if kinds and kind not in kinds | {'other'}:
+        anything |= 'text' in kinds or kinds <= {'other', 'none'}
+        kinds |= {'none', *(_CONTAINERS if kinds & _CONTAINERS else ())}
+    if not anything and kind not in kinds | {'other'}:
         return path, value
     found: Any = []
     for option, arguments in options:
@@ -189,12 +190,12 @@ def _kind(cls: type) -> str:
 
 
 def _options(hint: Any) -> list[tuple[str, tuple[Any, ...]]]:
-    """Kinds that an annotation allows, with what it says of their items; none if not known."""
+    """Kinds that an annotation allows, with what it says of their items."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
-        options = [_options(argument) for argument in arguments]
-        return [*chain(*options)] if all(options) else []
+        return [*chain(*map(_options, arguments))]
     if origin is Literal:
         return [(_kind(type(choice)), ()) for choice in arguments]
-    known = inspect.isclass(origin) and origin not in (Any, object)
-    return [(_kind(Sequence if origin is Iterable else origin), arguments)] if known else []
+    if not inspect.isclass(origin) or origin in (Any, object):
+        return [('any', ())]
+    return [(_kind(Sequence if origin is Iterable else origin), arguments)]
