@@ -65,7 +65,9 @@ def _find_part(parts: Mapping[str, Any], frames: list[FrameType], path: str) -> 
     split = ''
     for frame in frames:
         values = frame.f_locals
-        choices = [_made_of(parts, value) for value in values.values()]
+        choices = []
+        if frame.f_code.co_name != '__init__':  # where all arguments are at hand, not one at work
+            choices = [_made_of(parts, value) for value in values.values()]
         one = values.get('hook', values.get('self'))  # mmengine raises anew what a hook raises
         if isinstance(one, BaseLoop):
             split = {ValLoop: 'val_', TestLoop: 'test_'}.get(type(one), 'train_')

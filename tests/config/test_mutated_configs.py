@@ -345,6 +345,10 @@ def test_a_slip_is_named_with_its_path(option, message):
         ({'optim_wrapper.optimizer.momentum': -0.0, 'optim_wrapper.optimizer.nesterov': True},
          'optim_wrapper.optimizer.momentum=-0.0, optim_wrapper.optimizer.nesterov=True (SGD)'),
         ({'param_scheduler.0.begin': 9}, 'param_scheduler.0.begin=9, param_scheduler.0.end=1'),
+        (
+            {'model.decode_head.loss_decode': 'ce'},  # not of another argument, such as dilations
+            "model.decode_head.loss_decode='ce' (CrossCoopASPPHead): TypeError: loss_decode must",
+        ),
     ],
 )  # fmt: skip
 def test_what_a_constructor_says_gets_the_path(option, message, data_root, tmp_path):
