@@ -45,11 +45,10 @@ def did_you_mean(
         name: The name.
         known: Names that could be meant.
         form: How it is said. Default: ``'; did you mean {}?'``.
-        sure: Whether only a name is proposed of which the given one can hardly be but a slip.
-            Default: False.
+        sure: Whether the name has to be so alike that it can hardly be but a slip. Default: False.
 
     Returns:
-        The proposal, or ``''`` where no known name is similar.
+        The proposal, or ``''`` if no known name is alike.
 
     Example:
         >>> did_you_mean('trian', ['test', 'train'])

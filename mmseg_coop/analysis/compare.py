@@ -122,16 +122,7 @@ class Subject:
             raise ConfigError(f'the test data of {config!r} have images of the same name.')
         #: Names of all outputs, and of those to show.
         self.outputs = choose_outputs(self.model)
-        self.shown = outputs.split(',') if outputs else self.outputs
-        for output in self.shown:
-            self.check_output(output)
-
-    def check_output(self, output: str) -> None:
-        """Refuse the name of an output that the model does not have."""
-        if output not in self.outputs:
-            raise ConfigError(
-                f'{self.name} has no output {output!r}; it has {", ".join(self.outputs)}.'
-            )
+        self.shown = choose_outputs(self.model, outputs.split(',') if outputs else None)
 
     def predict(self, frame: str) -> SegDataSample:
         """Predict a frame; the sample has its ground truth."""
@@ -162,7 +153,7 @@ def two_outputs(
                 f'not {word!r}.'
             )
         output = Output(int(number) - 1 if colon else 0, name)
-        subjects[output.model].check_output(name)
+        choose_outputs(subjects[output.model].model, [name])  # refuses what it does not have
         pair.append(output)
     return pair[0], pair[1]
 

@@ -11,27 +11,22 @@ from ..errors import first_few, printable
 
 
 class Misfits(NamedTuple):
-    """What does not fit; as a text, one line that is safe to print."""
+    """Names of weights that do not fit; as a text, one line that is safe to print."""
 
-    #: Names of weights of another shape than the model's, with both.
+    #: Of another shape, with both.
     reshaped: dict[str, str]
-    #: Names of what the model has, and the weights lack.
     missing: list[str]
-    #: Names of what the model does not have.
     unknown: list[str]
 
     def __str__(self) -> str:
-        facts = {
-            'size mismatch for': [f'{name} ({what})' for name, what in self.reshaped.items()],
-            'it lacks': self.missing,
-            'it holds the unknown': self.unknown,
-        }
-        said = [f'{what} {first_few(names)}' for what, names in facts.items() if names]
-        return printable('; '.join(said))
+        shapes = [f'{name} ({shapes})' for name, shapes in self.reshaped.items()]
+        facts = ('size mismatch for', 'it lacks', 'it holds the unknown')
+        names = zip(facts, (shapes, self.missing, self.unknown), strict=True)
+        return printable('; '.join(f'{what} {first_few(some)}' for what, some in names if some))
 
 
 def compare_weights(model: nn.Module, weights: Mapping[str, Any]) -> Misfits:
-    """Compare weights with a model's.
+    """Compare weights with those of a model.
 
     Args:
         model: The model, without what wraps it.
@@ -40,12 +35,14 @@ def compare_weights(model: nn.Module, weights: Mapping[str, Any]) -> Misfits:
     Returns:
         What does not fit.
     """
-    wanted = model.state_dict()
-    reshaped = {}
-    for name, value in wanted.items():
-        shape = getattr(weights.get(name), 'shape', None)
-        if name in weights and shape != value.shape:
-            held = 'no tensor' if shape is None else [*shape]
-            reshaped[name] = f'{held} in place of {[*value.shape]}'
-    missing = [name for name in wanted if name not in weights]
-    return Misfits(reshaped, missing, [str(name) for name in weights if name not in wanted])
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    held: Any = {name: getattr(value, 'shape', None) for name, value in weights.items()}
+    return Misfits(
+        {
+            name: f'{held[name] and [*held[name]]} in place of {[*shape]}'
+            for name, shape in wanted.items()
+            if name in held and held[name] != shape
+        },
+        [name for name in wanted if name not in held],
+        [str(name) for name in held if name not in wanted],
+    )

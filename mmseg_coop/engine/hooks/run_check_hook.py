@@ -122,8 +122,8 @@ def check_model(model: nn.Module) -> None:
         model: A model.
 
     Raises:
-        ConfigError: A loss does not fit the outputs of its head, images cannot be predicted as
-            ``test_cfg`` says, or the data preprocessor divides by zero. The message gives the path.
+        ConfigError: A loss does not fit the outputs of its head, ``test_cfg`` is impossible, or the
+            data preprocessor divides by zero. The message gives the path.
     """
     std = getattr(getattr(model, 'data_preprocessor', None), 'std', None)
     if isinstance(std, torch.Tensor) and not std.all():
