@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from typing_extensions import Self, override
 from ..config import check_config, forget_pretrained
 from ..config.class_check import check_classes
 from ..engine.loader_guards import refuse_code
-from ..errors import CheckpointError, ConfigError, DataError, InputError
+from ..errors import CheckpointError, ConfigError, DataError, InputError, did_you_mean
 from ..models._channels import image_channels
 from ..models.data_preprocessor import reverse_colours
 from ..visualization.panels import label_maps
@@ -252,8 +251,7 @@ class CoopModel(
         is_name = re.fullmatch(r'[\w.-]+/[\w.-]+', str(pretrained_model_name_or_path))
         if not place.is_dir() and (place.parent.is_dir() or not is_name):
             folders = sorted(path.parent.name for path in place.parent.glob(f'*/{CONFIG}'))
-            similar = difflib.get_close_matches(place.name, folders)
-            hint = f' Did you mean {", ".join(similar)}?' if similar else ''
+            hint = did_you_mean(place.name, folders, ' Did you mean {}?')
             raise FileNotFoundError(f'there is no folder {str(place)!r}.{hint}')
         try:
             return super().from_pretrained(place if place.is_dir() else str(place), **kwargs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ..config.parts import find_types, walk
 from ..config.signatures import constructor_keys
 from ..datasets import CamVidDataset, LoadSegAnnotations, LoadSegImage
 from ..engine.hooks.checkpoint_hook import write_atomically
-from ..errors import ConfigError, CoopError
+from ..errors import ConfigError, CoopError, did_you_mean
 from ..evaluation import CoopIoUMetric
 from ..models import CoopTTAModel, CrossCoopEncoderDecoder
 from ..models._channels import image_channels
@@ -122,8 +121,7 @@ def _check_network(model: BaseSegmentor, network: str) -> None:
         raise ConfigError(f'the model, of type {type(model).__name__}, is one network already.')
     names = model.decode_head.network_names
     if network not in names:
-        similar = difflib.get_close_matches(network, names, n=1)
-        hint = f'; did you mean {similar[0]}?' if similar else '.'
+        hint = did_you_mean(network, names) or '.'
         raise ConfigError(f'--network {network!r} is none of {", ".join(names)}{hint}')
     senders = model.decode_head.senders_to(network)
     if senders:

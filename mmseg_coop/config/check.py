@@ -95,13 +95,7 @@ def _check_part(path: str, part: Mapping[str, Any], around: dict[str, dict[str, 
     """Check a dictionary; ``around`` is what each gets from those around it, and is added to."""
     given = around.get(path, {})
     name = part.get('type', given.get('type'))
-    targets = find_types(name)
-    if 'type' in part and not isinstance(name, str) and not callable(name):
-        raise ConfigError(f'{path}.type is {_shown(name)}; give the name of a class.')
-    if 'type' in part and not targets and '.' not in name:
-        hint = did_you_mean(name, registered_names(), sure=True)
-        if hint:  # else it may be the name of something else; who builds it says if not
-            raise ConfigError(f'{path}.type is {name!r}, which is not registered{hint}')
+    targets = _named(path, name) if 'type' in part else find_types(name)
     if len(targets) != 1 or 'constructor' in part:  # of an optimizer, which may read what it likes
         return
     (target,) = targets
@@ -123,6 +117,18 @@ def _check_part(path: str, part: Mapping[str, Any], around: dict[str, dict[str, 
         raise ConfigError(f'{path} has no {missing[0]}, which {label} needs.')
 
 
+def _named(path: str, name: Any) -> list[Any]:
+    """What a ``type`` may mean."""
+    if not isinstance(name, str) and not callable(name):
+        raise ConfigError(f'{path}.type is {_shown(name)}; give the name of a class.')
+    targets = find_types(name)
+    if not targets and '.' not in name:
+        hint = did_you_mean(name, registered_names(), sure=True)
+        if hint:  # else it may be the name of something else; who builds it says if not
+            raise ConfigError(f'{path}.type is {name!r}, which is not registered{hint}')
+    return targets
+
+
 def _bind_networks(
     target: Any, path: str, part: Mapping[str, Any], around: dict[str, dict[str, Any]]
 ) -> Keys:
@@ -134,7 +140,7 @@ def _bind_networks(
     for place, network in walk(part.get('networks'), f'{path}.networks'):
         if place.count('.') == path.count('.') + 2:
             if 'type' in network:
-                _check_type(place, network['type'], find_types(network['type']))
+                _named(place, network['type'])
             try:
                 head: Any = target.head_class(network)
             except ValueError as error:
