@@ -124,7 +124,7 @@ class WinogradConv2d(nn.Module):
     """
 
     #: Tiles at once, whose transforms then stay in a processor's cache.
-    TILES = 600
+    TILES = 300
 
     weight: Tensor
 
