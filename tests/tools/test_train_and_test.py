@@ -115,7 +115,8 @@ def test_optimized_tests_give_the_label_maps_of_the_plain_one(untrained_mini, ru
         printed = run('test', untrained_mini, '--output', 'all', '--out', out, *text.split())
         said.append(re.findall('^optimized +(.*)', printed, re.MULTILINE))
         maps.append(np.stack([np.array(Image.open(file)) for file in sorted(out.rglob('*.png'))]))
-    assert re.fullmatch(r'(\d+) of \1 batch norms folded, channels last', ''.join(said[1]))
+    done = r'(\d+) of \1 batch norms folded, channels last, \1 convolutions prepared'
+    assert re.fullmatch(done, ''.join(said[1]))
     assert (said[0], said[2]) == ([], ['bfloat16'])
     assert len(np.unique(maps[0])) > 1
     assert (maps[1] == maps[0]).mean() > 0.9999
