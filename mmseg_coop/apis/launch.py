@@ -142,7 +142,7 @@ def _init_cpu_process_group(cfg: Config) -> None:
     exchange. One that hangs keeps them open: the others then wait for as long as
     ``env_cfg.dist_cfg.timeout`` says, which mmengine hands to NCCL, and this to gloo.
     """
-    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
+    if cfg.get('launcher') != 'pytorch' or torch.cuda.is_available():
         return
     cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', device_ids=None))
     if dist.is_initialized():

@@ -15,10 +15,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import nn
 
-from mmseg_coop.apis import build_runner
 from mmseg_coop.engine import load_checkpoint_data
 from mmseg_coop.engine.hooks import AtomicCheckpointHook
 from mmseg_coop.engine.hooks.checkpoint_hook import changes_of_config, write_atomically
@@ -438,7 +438,7 @@ def train_to_be_killed(run):
 
 
 def train_small(config):
-    runner = build_runner(Config.fromfile(config))
+    runner = Runner.from_cfg(Config.fromfile(config))
     runner.register_hook(Progress())
     runner.train()
 
