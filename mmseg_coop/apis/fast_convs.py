@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from .folding import replace_modules
+
 
 def prepare_convs(model: nn.Module, shapes: Mapping[nn.Conv2d, torch.Size]) -> int:
     """Prepare the convolutions of a model for the images it will see, in place.
@@ -29,10 +31,7 @@ def prepare_convs(model: nn.Module, shapes: Mapping[nn.Conv2d, torch.Size]) -> i
         if _can_be_prepared(conv):
             pays = WinogradConv2d.pays(conv)
             fast[conv] = WinogradConv2d(conv) if pays else PackedConv2d(conv, shape)
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if child in fast:
-                setattr(module, name, fast[child])
+    replace_modules(model, fast)
     return len(fast)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,11 +62,16 @@ def fold_batch_norms(model: nn.Module, run: Callable[[], Any]) -> Any:
         ):
             _fold(conv, norm)
             rests[norm] = rest.eval()
+    replace_modules(model, rests)
+    return result
+
+
+def replace_modules(model: nn.Module, new: Mapping[Any, nn.Module]) -> None:
+    """Put modules in place of others, wherever in a model these are."""
     for module in list(model.modules()):
         for name, child in module._modules.items():
-            if child in rests:
-                setattr(module, name, rests[child])
-    return result
+            if child in new:
+                setattr(module, name, new[child])
 
 
 class _Observer(TorchDispatchMode):
