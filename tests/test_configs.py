@@ -296,7 +296,8 @@ def train_validate_and_test(path, data_root, tmp_path, *, whole=False, full_size
 def assert_optimized_is_exact(model, dtype):
     """Folding batch norms and another layout of memory change nothing but the rounding."""
     randomize(model.to(dtype))
-    image = torch.randn(1, image_channels(model), SIZE, SIZE, dtype=dtype)
+    device = next(model.parameters()).device
+    image = torch.randn(1, image_channels(model), SIZE, SIZE, dtype=dtype, device=device)
     meta = dict(img_shape=(SIZE, SIZE))
     with torch.no_grad():
         expected = model.encode_decode(image, [meta])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import statistics
 import sys
 from collections import Counter, defaultdict
@@ -59,7 +60,8 @@ def write_results(study: Study, out: Path, device: torch.device) -> None:
                     figures.append((*about, *facts, iou, file))
         if runs:
             logs = [log for run in runs for log in training_logs(run.folder)]
-            seconds[row.label] = statistics.median(line['time'] for log in logs for line in log)
+            times = [line['time'] for log in logs for line in log]  # none if a run is very short
+            seconds[row.label] = statistics.median(times or [math.nan])
             outputs = dict.fromkeys(key[1] for key in values if key[0] == row.label)
             costs[row.label] = costs_of(row, outputs, device)
     if not figures:

@@ -149,7 +149,7 @@ class DeployedModel(nn.Module):
         mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
         #: Channels of the images.
         self.channels = image_channels(model)
-        ones = torch.ones(self.channels, 1, 1)
+        ones = torch.ones(self.channels, 1, 1, device=next(model.parameters()).device)
         self.register_buffer('mean', 0 * ones if mean is None else mean * ones)
         self.register_buffer('std', ones if std is None else std * ones)
         cfg = model.cfg.model.get('data_preprocessor') or {}

@@ -64,5 +64,5 @@ def test_a_tensor_left_on_the_cpu_is_found(imitated, train_batch):
     """What the tests above rely on."""
     model, size = build(MINI)
     model.backbone.register_forward_pre_hook(lambda _, images: images[0] + torch.ones(3, 1, 1))
-    with pytest.raises(RuntimeError, match='same device'):
+    with pytest.raises(RuntimeError, match=r'same device|different devices'):
         model.test_step(train_batch(size, num_classes=2))

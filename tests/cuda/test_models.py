@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmseg_coop.config import forget_pretrained
+from mmseg_coop.models._channels import image_channels
 
 pytestmark = pytest.mark.cuda
 #: Precision and memory format; a CPU emulates half precision, which takes its time.
@@ -41,7 +42,7 @@ def build(config, device):
 def test_trains_and_predicts_in_every_precision(shipped, device, train_batch):
     cfg, model = build(shipped, device)
     size = tuple(cfg.model.data_preprocessor.size) if device.type == 'cuda' else (33, 33)
-    batch = train_batch(size, num_classes=2)
+    batch = train_batch(size, num_classes=2, channels=image_channels(model))
     losses = {}
     for mode, (dtype, layout) in MODES.items():
         if device.type == 'cpu' and dtype == torch.float16:
