@@ -13,6 +13,11 @@ from typing_extensions import override
 from .._checks import check_all_positive, check_choice
 from ._common import at_least_float32, check_map, without_autocast
 
+#: Whether torch.compile or torch.export records; torch < 2.2 cannot be asked.
+is_compiling = getattr(torch.compiler, 'is_compiling', lambda: True)
+#: Most sizes of maps, of one axis, whose averages a module keeps.
+MOST_KEPT = 16
+
 
 @MODELS.register_module()
 class PoolUnit(nn.Module):
@@ -53,6 +58,7 @@ class PoolUnit(nn.Module):
         bins = torch.tensor([(i, n) for n in sizes for i in range(n)])
         self.register_buffer('bin_index', bins[:, :1], persistent=False)
         self.register_buffer('bin_count', bins[:, 1:], persistent=False)
+        self._kept: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     @property
     def num_anchors(self) -> int:
@@ -78,7 +84,7 @@ class PoolUnit(nn.Module):
             return anchors.to(x.dtype)
 
     def _average(self, x: Tensor) -> Tensor:
-        rows, columns = self._weights(x.shape[2], x.dtype), self._weights(x.shape[3], x.dtype)
+        rows, columns = (self._weights(length, x.dtype) for length in x.shape[2:])
         if x.stride(3) != 1 and x.stride(1) == 1:
             # channels_last: pixels with all their channels are summed; the other way would copy
             pixels = x.permute(0, 2, 3, 1)
@@ -109,9 +115,22 @@ class PoolUnit(nn.Module):
         return torch.cat(grids, dim=2)
 
     def _weights(self, length: int, dtype: torch.dtype) -> Tensor:
-        """Averages over the bins of an axis, ``(number of bins, length)``."""
-        # Built anew in every call: kept tensors would tie a trace to its map size, and eight small
-        # operations are nothing beside the products.
+        """Averages over the bins of an axis, ``(number of bins, length)``.
+
+        Kept for the next map of this size: a GPU needs more time to launch what builds them than
+        for all products. What is recorded builds them anew, or it would be tied to one size.
+        """
+        if torch.jit.is_tracing() or is_compiling():
+            return self._build_weights(length, dtype)
+        key = (length, dtype, self.bin_index.device)
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            with torch.inference_mode(False):  # or no training could use them
+                self._kept[key] = self._build_weights(length, dtype)
+        return self._kept[key]
+
+    def _build_weights(self, length: int, dtype: torch.dtype) -> Tensor:
         start, end = _bounds(self.bin_index, self.bin_count, length)
         position = torch.arange(length, device=start.device)
         inside = (position >= start) & (position < end)

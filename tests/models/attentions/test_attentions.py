@@ -13,6 +13,7 @@ from mmseg.models.decode_heads.da_head import CAM
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_coop.models.attentions import ChannelPoolAttention, PoolUnit, SpatialPoolAttention
+from mmseg_coop.models.attentions.pool_unit import MOST_KEPT
 from tests.models.base import DeployedSuite
 
 EVEN, ODD = (1, 4, 8, 10, 12), (1, 5, 7, 9, 13)
@@ -54,13 +55,14 @@ def weigh(energies):
 
 
 class RecordTypes(TorchDispatchMode):
-    """Notes the types that products and softmax run in."""
+    """Notes what runs, and the types that products and softmax run in."""
 
     def __init__(self):
         super().__init__()
-        self.types = set()
+        self.types, self.names = set(), set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
         if func.overloadpacket.__name__ in ('bmm', 'baddbmm', 'mm', '_softmax'):
             self.types |= {arg.dtype for arg in args if isinstance(arg, torch.Tensor)}
         return func(*args, **(kwargs or {}))
@@ -204,6 +206,23 @@ class TestPoolUnit(MapSuite):
         expected = torch.cat([F.adaptive_max_pool2d(x, n).flatten(2) for n in pool.sizes], dim=2)
         monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
         torch.testing.assert_close(pool(x), expected, rtol=0, atol=0)
+
+    @pytest.mark.skipif(
+        not hasattr(torch.compiler, 'is_compiling'), reason='this torch cannot say if it compiles'
+    )
+    def test_averages_are_kept_and_serve_a_training_after_a_prediction(self):
+        pool, x = PoolUnit(ODD), torch.randn(1, 2, 14, 9, requires_grad=True)
+        with torch.inference_mode():
+            expected = pool(x)
+        pool(torch.randn(1, 2, 9, 14).double())
+        with RecordTypes() as record:
+            found = pool(x)
+        assert 'arange' not in record.names
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
+        for side in range(3, 90):
+            pool(torch.randn(1, 2, side, side))
+        assert len(pool._kept) <= MOST_KEPT
 
     @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
     def test_half_precision_is_pooled_in_float32(self, dtype):
