@@ -56,8 +56,9 @@ class SDPANonLocal2d(NonLocal2d):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
+        # of contiguous vectors: of others PyTorch holds the whole attention map in memory
         query, key, value = (
-            conv(x).flatten(2).transpose(1, 2).unsqueeze(1)
+            conv(x).flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
             for conv in (self.theta, self.phi, self.g)
         )
         attended = F.scaled_dot_product_attention(query, key, value)
