@@ -94,6 +94,7 @@ class CoopModel(
         check_classes(cfg)
         self.segmentor = revert_sync_batchnorm(build_model(cfg, pretrained=True))
         forget_pretrained(self.config)
+        self._tell_device()
 
     @override
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -177,9 +178,13 @@ class CoopModel(
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         super()._apply(*args, **kwargs)
-        # mmengine's notes its device where it is moved itself, which nn.Module does not do.
-        self.segmentor.data_preprocessor.to(next(self.parameters()).device)
+        self._tell_device()
         return self
+
+    def _tell_device(self) -> None:
+        # mmengine's notes its device where it is moved itself, which neither nn.Module does nor
+        # torch.device, under which it may be built.
+        self.segmentor.data_preprocessor.to(next(self.parameters()).device)
 
     def _preprocess(self, x: Tensor) -> Tensor:
         preprocessor = self.segmentor.data_preprocessor

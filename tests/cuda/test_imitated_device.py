@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -10,6 +11,8 @@ from mmseg.registry import MODELS
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from mmseg_coop import CoopModel
+from mmseg_coop.apis.export import DeployedModel
 from mmseg_coop.config import forget_pretrained
 from mmseg_coop.models._channels import image_channels, skip_pointwise
 from tests.cuda.conftest import CONFIGS, MINI
@@ -28,6 +31,7 @@ def build(config):
     with torch.device('cuda'):
         model = MODELS.build(cfg.model)
     model.data_preprocessor.to('cuda')
+    model.cfg = cfg
     model.test_cfg.mode = 'whole'  # sliding looks at values
     return skip_pointwise(model), tuple(cfg.model.data_preprocessor.size)
 
@@ -66,3 +70,26 @@ def test_a_tensor_left_on_the_cpu_is_found(imitated, train_batch):
     model.backbone.register_forward_pre_hook(lambda _, images: images[0] + torch.ones(3, 1, 1))
     with pytest.raises(RuntimeError, match=r'same device|different devices'):
         model.test_step(train_batch(size, num_classes=2))
+
+
+@torch.no_grad()
+def test_a_deployed_model_is_on_the_device_of_its_model(imitated):
+    model, size = build(MINI)
+    deployed = DeployedModel(model.eval(), model.output_names)
+    assert {value.device.type for value in deployed.buffers()} == {'cuda'}
+    logits = deployed(torch.rand(1, 3, *size, device='cuda'))
+    assert [value.device.type for value in logits] == ['cuda'] * 3
+
+
+@torch.no_grad()
+def test_images_and_labels_of_a_coop_model_may_stay_on_the_cpu(
+    imitated, coop_model_cfg, monkeypatch
+):
+    monkeypatch.setattr(CoopModel, '_check_labels', lambda *_: None)  # looks at values
+    module = 'mmseg_coop.apis.coop_model'
+    monkeypatch.setattr(f'{module}.label_maps', lambda sample, **_: [sample.pred_sem_seg.data])
+    with torch.device('cuda'):
+        model = skip_pointwise(CoopModel(config=coop_model_cfg(dict(net='mobilenet'))))
+    x, y = torch.zeros(2, 3, 64, 48, dtype=torch.uint8), torch.zeros(2, 64, 48, dtype=torch.long)
+    found = [model.loss(x, y), model(x)['net'], *model.predict(np.zeros((64, 48, 3), np.uint8))]
+    assert [value.device.type for value in found] == ['cuda'] * 3
