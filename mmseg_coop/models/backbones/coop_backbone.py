@@ -207,7 +207,8 @@ class CoopBackbone(BaseModule):
                     f'only {x.shape[1]}; let the pipeline load them all, or change inputs of the '
                     'backbone.'
                 )
-            x = x[:, channels]
+            # Not x[:, channels]: the CPU would wait until a GPU has the list.
+            x = torch.cat([x[:, channel : channel + 1] for channel in channels], dim=1)
         return self.renormalize[name](x) if name in self.renormalize else x
 
 
