@@ -84,7 +84,7 @@ class PoolUnit(nn.Module):
             return anchors.to(x.dtype)
 
     def _average(self, x: Tensor) -> Tensor:
-        rows, columns = (self._weights(length, x.dtype) for length in x.shape[2:])
+        rows, columns = self._weights(x.shape[2], x.dtype), self._weights(x.shape[3], x.dtype)
         if x.stride(3) != 1 and x.stride(1) == 1:
             # channels_last: pixels with all their channels are summed; the other way would copy
             pixels = x.permute(0, 2, 3, 1)
