@@ -178,7 +178,7 @@ def test_growth_is_measured_and_drawn_beside_straight_lines(monkeypatch, tmp_pat
     monkeypatch.setattr(growth, 'SIDES', ((1, 1), (2, 1)))
     monkeypatch.setattr(growth, 'CLASSES', (2, 5))
     chart = tmp_path / 'growth.png'
-    found = growth.draw_growth(str(MINI), out=str(chart), size=(17, 17), repeats=1)
+    found = growth.draw_growth(str(MINI), out=str(chart), size=(17, 17), repeats=1, threads=1)
     assert Image.open(chart).size[0] > 1000
     assert capsys.readouterr().out.count('| train | memory |') == 3
     points = {what: [x for x, _ in curves['train', 'time']] for what, curves in found.items()}
@@ -209,7 +209,11 @@ def test_the_fused_non_local_block_is_the_non_local_block():
     block, fused = NonLocal2d(16, zeros_init=False), SDPANonLocal2d(16)
     fused.load_state_dict(block.state_dict())
     x = torch.randn(2, 16, 5, 7)
-    torch.testing.assert_close(fused(x), block(x), rtol=1e-5, atol=1e-6)
+    with torch.profiler.profile() as record:
+        found = fused(x)
+    torch.testing.assert_close(found, block(x), rtol=1e-5, atol=1e-6)
+    # the fused kernel, not its substitute, which holds the whole attention map
+    assert any('flash_attention' in event.key for event in record.key_averages())
 
 
 def test_table_1_by_its_own_count(tool, rows):

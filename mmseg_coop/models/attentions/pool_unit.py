@@ -123,12 +123,13 @@ class PoolUnit(nn.Module):
         if torch.jit.is_tracing() or is_compiling():
             return self._build_weights(length, dtype)
         key = (length, dtype, self.bin_index.device)
-        if key not in self._kept:
+        weights = self._kept.get(key)
+        if weights is None:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
             with torch.inference_mode(False):  # or no training could use them
-                self._kept[key] = self._build_weights(length, dtype)
-        return self._kept[key]
+                self._kept[key] = weights = self._build_weights(length, dtype)
+        return weights
 
     def _build_weights(self, length: int, dtype: torch.dtype) -> Tensor:
         start, end = _bounds(self.bin_index, self.bin_count, length)
