@@ -41,6 +41,7 @@ def give_networks(model: dict[str, Any], names: Mapping[str, str]) -> None:
         own = part.get(key) or {}
         part[key] = {new: copy.deepcopy(own[old]) for new, old in names.items() if old in own}
     model.get('test_cfg', {}).pop('output', None)
+    model.pop('frozen', None)
 
 
 class Subject:

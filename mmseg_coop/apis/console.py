@@ -23,7 +23,7 @@ from mmengine.runner import BaseLoop, Runner
 from typing_extensions import Self, override
 
 #: In warnings that the stack gives in every run and that no user can act on.
-_NOISE = ('deprecated', 'The prefix is not set in metric class')
+_NOISE = ('deprecated', 'The prefix is not set in metric class', 'since its requires_grad=False')
 _PYTHON_WARNINGS = logging.getLogger('py.warnings')
 
 

@@ -66,6 +66,11 @@ class RunCheckHook(Hook):
         if isinstance(runner._train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
             if isinstance(model, CrossCoopEncoderDecoder):
                 model.check_channels()
+                if model.frozen and not (runner._load_from or runner._resume or model.init_cfg):
+                    raise ConfigError(
+                        f'model.frozen={list(model.frozen)} is not trained, and nothing gives its '
+                        'weights; set load_from to a checkpoint that has them.'
+                    )
             _check_schedules(runner, runner._train_loop)
             _check_custom_keys(runner)
 
@@ -175,6 +180,14 @@ def _check_weights(runner: Runner, weights: Mapping[str, Any]) -> None:
             f'{said}; use the config it was trained with, or give weights of a backbone alone to '
             "its init_cfg=dict(type='Pretrained', …)."
         )
+    if isinstance(model, CrossCoopEncoderDecoder):
+        frozen = {id(each) for part in model.parts_of(model.frozen) for each in part.parameters()}
+        weights_of = dict(model.named_parameters())
+        if any(id(weights_of.get(name)) in frozen for name in lacking):
+            raise CheckpointError(
+                f'{said}, and frozen={list(model.frozen)} is not trained; give load_from a '
+                'checkpoint with these networks.'
+            )
     if lacking:
         runner.logger.warning(f'{said}; they start as they were initialised.')
     if unknown:

@@ -9,7 +9,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule, ModuleDict
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 TOPOLOGIES = ('none', 'one_way', 'cross')
 
@@ -146,6 +146,14 @@ class CooperativePaths(BaseModule):
     @staticmethod
     def _path(sender: str, receiver: str) -> str:
         return f'{sender}_to_{receiver}'
+
+    def parts_of(self, receiver: str) -> list[nn.Module]:
+        """Matching convolutions and fusion of a network; none of one that receives nothing."""
+        if receiver not in self.senders_of:
+            return []
+        paths = [self._path(sender, receiver) for sender in self.senders_of[receiver]]
+        matchers = [self.matchers[path] for path in paths if path in self.matchers]
+        return [*matchers, self.fusions[receiver]]
 
     def _receive(self, sender: str, receiver: str, features: Mapping[str, Tensor]) -> Tensor:
         """What arrives at the receiver, in the receiver's channels and size."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -150,6 +150,8 @@ class CoopHead(BaseModule):
             ),
         )
         self.transfers = build_transfers(transfer or (), self.network_names)
+        #: Networks without a loss; :class:`CrossCoopEncoderDecoder` fills it in.
+        self.frozen: Collection[str] = ()
         self._check_agreement(num_classes)
         first = next(iter(self.networks.values()))
         self.num_classes = num_classes
@@ -310,7 +312,9 @@ class CoopHead(BaseModule):
         seg_logits: dict[str, Any] = self.forward(inputs)
         losses: dict[str, Tensor] = {}
         for name, head in self.networks.items():
-            losses.update(add_prefix(head.loss_by_feat(seg_logits[name], batch_data_samples), name))
+            if name not in self.frozen:
+                own = head.loss_by_feat(seg_logits[name], batch_data_samples)
+                losses.update(add_prefix(own, name))
         # Of a head with several outputs in training, such as DPAHead, the first one predicts.
         predicted = {
             name: next(iter(logits.values())) if isinstance(logits, Mapping) else logits

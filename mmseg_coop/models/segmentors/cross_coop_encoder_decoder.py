@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -13,12 +14,14 @@ from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.utils import OptSampleList, SampleList
-from torch import Tensor
-from typing_extensions import override
+from torch import Tensor, nn
+from typing_extensions import Self, override
 
 from ...registry import class_of
 from .._channels import ChannelsUnknown, PyramidChannels, normalized_channels
 from .._checks import check_test_cfg
+from ..backbones import CoopBackbone
+from ..cooperation import CooperativePaths
 from ..cooperation.networks import ENSEMBLE, ensemble_of
 from ..decode_heads import CoopHead
 from ..necks import CoopNeck
@@ -48,6 +51,9 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
             out are found; those that it gives are compared with the ones of the backbones before
             the training, see :meth:`check_channels`, and with the first image.
         neck: Config of a :class:`CoopNeck`. Defaults to None.
+        frozen: Networks that are not trained, such as the teachers of another one: backbone, neck,
+            heads and what merges what they receive keep weights and statistics and have no loss.
+            Their weights come from ``load_from`` of the config. Defaults to ``()``.
         data_preprocessor: Config of the data preprocessor. Defaults to None.
         test_cfg: mmseg's test settings (``mode``, ``crop_size``, ``stride``) and ``output``.
             Defaults to ``dict(mode='whole')``.
@@ -85,6 +91,7 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         backbone: dict[str, Any],
         decode_head: dict[str, Any],
         neck: dict[str, Any] | None = None,
+        frozen: Sequence[str] = (),
         data_preprocessor: dict[str, Any] | None = None,
         test_cfg: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -102,6 +109,52 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         # The sliding window sums up this many maps.
         self.out_channels = len(self.decode_head.network_names) * self.decode_head.out_channels
         self.chosen_output  # noqa: B018  # an unknown output is said now, not after the training
+        self.frozen = frozen
+        self._freeze()
+
+    def _freeze(self) -> None:
+        names = self.decode_head.network_names
+        trained = [name for name in names if name not in self.frozen]
+        unknown = [name for name in self.frozen if name not in names]
+        if unknown or not trained:
+            raise ValueError(
+                f'frozen={list(self.frozen)} has to name some of the networks {list(names)}, but '
+                'not all.'
+            )
+        for head in self.modules():
+            if isinstance(head, CoopHead):
+                head.frozen = self.frozen
+                for transfer in head.transfers:
+                    if transfer.student in self.frozen:
+                        raise ValueError(
+                            f'transfer has the student {transfer.student!r}, which is frozen; '
+                            'teach another network, or do not freeze this one.'
+                        )
+        kept = [weight for part in self.parts_of(self.frozen) for weight in part.parameters()]
+        for part in self.parts_of(trained):
+            if {*map(id, kept)} & {*map(id, part.parameters())}:
+                raise ValueError(
+                    f'frozen={list(self.frozen)} share weights with {trained}; freeze none of them.'
+                )
+        for weight in kept:
+            weight.requires_grad_(False)
+
+    def parts_of(self, networks: Collection[str]) -> list[nn.Module]:
+        """Backbones, necks and heads of networks, and what merges what these receive."""
+        parts: list[nn.Module] = []
+        for module in self.modules():
+            if isinstance(module, (CoopBackbone, CoopNeck, CoopHead)):
+                parts += [module.networks[name] for name in networks if name in module.networks]
+            elif isinstance(module, CooperativePaths):
+                parts += [part for name in networks for part in module.parts_of(name)]
+        return parts
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.parts_of(self.frozen):
+            part.eval()
+        return self
 
     @override
     def _init_decode_head(self, decode_head: dict[str, Any]) -> None:

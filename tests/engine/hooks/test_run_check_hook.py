@@ -291,6 +291,19 @@ def test_weights_that_fit_in_part_are_counted_and_named(cfg, weights, tmp_path):
         build_runner(cfg).test()
 
 
+def test_frozen_networks_without_weights_are_refused(cfg, weights, tmp_path):
+    cfg.model.frozen = ['top']
+    refused(
+        cfg, "model.frozen=['top'] is not trained, and nothing gives its weights; set load_from"
+    )
+    load(cfg, {name: weights[name] for name in weights if '.top.' not in name}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"frozen=\['top'\] is not trained; give load_from"):
+        train(cfg)
+    load(cfg, {name: weights[name] for name in weights if '.bottom.' not in name}, tmp_path)
+    (warning,) = warned(cfg, 'weights.pth')
+    assert 'they start as they were initialised' in warning
+
+
 def test_weights_of_another_model_do_not_start_a_training(cfg, tmp_path):
     load(cfg, dict(weight=torch.ones(3)), tmp_path)
     with pytest.raises(CheckpointError, match=r"does not fit .* init_cfg=dict\(type='Pretrained'"):

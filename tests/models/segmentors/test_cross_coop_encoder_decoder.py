@@ -37,6 +37,17 @@ def neck(**networks):
     return dict(type='CoopNeck', networks=networks)
 
 
+def teach_top(cfg):
+    cfg['decode_head']['transfer'] = [dict(teacher='bottom', student='top')]
+    cfg['frozen'] = ['top']
+
+
+def share(cfg):
+    cfg['backbone']['networks']['bottom'] = cfg['backbone']['networks']['top']
+    cfg['backbone']['shared'] = True
+    cfg['frozen'] = ['top']
+
+
 def rename_top(cfg):
     cfg['backbone']['networks']['left'] = cfg['backbone']['networks'].pop('top')
 
@@ -75,6 +86,10 @@ class TestCrossCoopEncoderDecoder(ModelSuite):
             ),
             "'FCNHead' has no networks",
         ),
+        (lambda c: c.update(frozen=['left']), r"frozen=\['left'\] has to name some of .*'bottom'"),
+        (lambda c: c.update(frozen=['top', 'bottom']), 'but not all'),
+        (teach_top, "transfer has the student 'top', which is frozen"),
+        (share, 'share weights with'),
         (rename_top, r"backbone.networks has the names \['bottom', 'left'\]"),
     )
 
@@ -121,6 +136,27 @@ class TestCrossCoopEncoderDecoder(ModelSuite):
             found = losses[f'decode.{name}.loss_ce']
             torch.testing.assert_close(found, expected[name], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(total, sum(expected.values()), rtol=1e-5, atol=1e-6)
+
+    def test_frozen_networks_teach_and_stay_as_they_are(self):
+        cfg = self.cfg(
+            dict(top='resnet', bottom='mobilenet', light='mobilenet'),
+            topology=dict(top=['bottom'], bottom=['top']),
+            fusion=dict(type='GatedFusion'),
+            transfer=[dict(teacher='ensemble', student='light')],
+        )
+        fcn = AUXILIARY['networks']['bottom']
+        auxiliary = dict(AUXILIARY, networks=dict(top=fcn, light=fcn))
+        model = MODELS.build({**cfg, 'auxiliary_head': auxiliary, 'frozen': ['top', 'bottom']})
+        before = {name: value.clone() for name, value in model.train().state_dict().items()}
+        data = model.data_preprocessor(self.batch(), training=True)
+        total, losses = model.parse_losses(model(**data, mode='loss'))
+        assert {name.split('.')[1] for name in losses if name != 'loss'} == {'light'}
+        total.backward()
+        torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1).step()
+        changed = {
+            n for n, value in model.state_dict().items() if not torch.equal(value, before[n])
+        }
+        assert changed == {name for name in before if '.light.' in name}
 
     def losses(self, **parts):
         cfg = dict(self.cfg(dropout_ratio=0), **parts)
