@@ -23,20 +23,24 @@ from .validations import FILE_NAME, STUDY_RECORD, best_of, read_evaluations, sta
 
 #: Keys of a study and of its rows, with the kinds of their values; these need not be there.
 STUDY = dict(title=str, compare=str, rows=list, seeds=list, iterations=int, cfg_options=str)
-ROW = dict(label=str, config=str, cfg_options=str)
-OPTIONAL = ('seeds', 'iterations', 'cfg_options')
+ROW = dict(label=str, config=str, cfg_options=str, load_from=str)
+OPTIONAL = ('seeds', 'iterations', 'cfg_options', 'load_from')
 #: What decides the figures beside what decides the course of a training.
 EVALUATION = ('val_dataloader', 'val_evaluator', 'test_dataloader', 'test_evaluator')
 
 
 class Row(NamedTuple):
-    """A row: a config with options, which come to ``settings``; its runs are below ``folder``."""
+    """A row: a config with options, which come to ``settings``; its runs are below ``folder``.
+
+    They start from the best weights of those of the row ``load_from`` with the same seeds.
+    """
 
     label: str
     config: str
     options: list[str]
     folder: Path
     settings: dict[str, Any]
+    load_from: Row | None = None
 
     @property
     def iterations(self) -> int:
@@ -134,13 +138,21 @@ def read_study(
         if given[1]:  # paper_tables.py must not take such a run for the config's own
             words.append(f'experiment_name={folder.name}')
         settings = json.loads(json.dumps(cfg.to_dict(), default=str))
+        first = None
+        if 'load_from' in entry:
+            settings['load_from'] = entry['load_from']
+            first = next((row for row in rows if row.label == entry['load_from']), None)
+            if not first:
+                raise ConfigError(
+                    f'{file}, row {label!r}: load_from={entry["load_from"]!r} is no row above it.'
+                )
         for row in rows:
             if row.folder == folder or not changes_of_config(row.settings, settings, *EVALUATION):
                 raise ConfigError(
                     f'{file}: row {label!r} is row {row.label!r} once more; give each a label and '
                     'settings of its own.'
                 )
-        rows.append(Row(label, entry['config'], words, folder, settings))
+        rows.append(Row(label, entry['config'], words, folder, settings, first))
     labels = [row.label for row in rows]
     if content['compare'] not in labels:
         raise ConfigError(f'{file}: compare={content["compare"]!r} is none of {", ".join(labels)}.')

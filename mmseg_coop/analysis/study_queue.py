@@ -118,6 +118,10 @@ class Task(Run):
         """Whether there is nothing more to do."""
         return self.state in ('finished', 'failed')
 
+    def __post_init__(self) -> None:
+        #: The run from whose weights it starts.
+        self.first = self.row.load_from and Run(self.row.load_from, self.seed)
+
     @property
     def facts(self) -> list[str]:
         """What there is to say of it."""
@@ -180,8 +184,11 @@ class Queue:
         if task.is_over:
             return
         code = task.process.poll() if task.process else None
+        first = task.first
         try:
             task.read()
+            if first:
+                first.read()
         except ValueError as error:  # its files are damaged
             return task.fail(str(error))
         if task.process and code is None:
@@ -194,6 +201,10 @@ class Queue:
                 return task.fail(next((line for line in lines[::-1] if line.strip()), ''))
             if step == task.state:
                 return task.fail(f'it ended without what {step} gives; see RecordIoUHook')
+        if step == 'train' and first and not first.checkpoint:
+            if all(other.is_over for other in self.tasks if other.folder == first.folder):
+                task.fail(f'it starts from {first.folder}, which is not finished; run that first')
+            return None
         if step is None:
             task.state = 'finished'
         elif sum(bool(other.process) for other in self.tasks) < self.jobs:
@@ -211,6 +222,8 @@ class Queue:
         if task.checkpoint:
             words = [words[0], str(task.checkpoint), '--work-dir', str(task.folder / 'test')]
         words += ['--cfg-options', *task.row.options, f'randomness.seed={task.seed}']
+        if task.first and not task.checkpoint:
+            words.append(f'load_from={task.first.checkpoint}')
         for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             if loader in task.row.settings:
                 words.append(f'{loader}.num_workers={self.workers}')

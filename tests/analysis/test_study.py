@@ -194,6 +194,26 @@ def test_what_is_finished_is_not_run_again_and_other_seeds_are(finished, content
     assert re.findall(r'\| (\d) \|', done.stdout) == ['1'] * 6  # seed 1 of both rows
 
 
+def test_a_row_starts_from_the_best_weights_of_another(finished, content, study, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / 'copy')
+    row = dict(label='taught', config=MINI, cfg_options='model.frozen=[top]', load_from='ours')
+    content = {**content, 'rows': [*content['rows'], row]}
+    done, started = study(folder, content, '--rows', 'taught', '--seeds', 2, 1)
+    assert (done.returncode, started) == (1, ['taught/seed_1'])
+    assert (
+        'taught, seed 2 (work_dirs/mini/taught/seed_2/console.log): it starts from '
+        'work_dirs/mini/ours/seed_2, which is not finished; run that first' in done.stderr
+    )
+    runs = folder / 'work_dirs/mini'
+    first, then = (
+        torch.load(next(runs.glob(f'{row}/seed_1/best*.pth')), weights_only=False)['state_dict']
+        for row in ('ours', 'taught')
+    )
+    same = [torch.equal(first[name], then[name]) for name in first if 'networks.top.' in name]
+    assert all(same)
+    assert len(same) > 50
+
+
 def test_a_broken_run_goes_on_exactly_and_does_not_stop_the_others(
     finished, content, study, tmp_path
 ):
@@ -260,6 +280,7 @@ def test_what_cannot_be_meant_is_named_and_nothing_is_written(
     [
         (dict(label='OURS!', config=MINI, cfg_options='a=1'), "row 'OURS!' is row 'ours' once"),
         (dict(label='again', config=MINI), "row 'again' is row 'ours' once more"),
+        (dict(label='x', config=MINI, load_from='x'), "row 'x': load_from='x' is no row above it"),
         (dict(label='x', config=MINI[:-1]), f"row 'x': config .* Did you mean {MINI}"),
     ],
 )  # fmt: skip
