@@ -124,17 +124,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: It carries code, is damaged or holds no state dict.
     """
     require_file(str(path))
-    content: Any
-    if Path(path).suffix == '.safetensors':
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            content = load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(f'cannot read {str(path)!r}: {error}') from error
-    else:
-        content = load_checkpoint_data(path, 'cpu')
+    content: Any = load_checkpoint_data(path, 'cpu')
     meta = content.get('meta') if isinstance(content, dict) else None
     for key in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

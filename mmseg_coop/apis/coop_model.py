@@ -17,8 +17,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
@@ -29,6 +28,7 @@ from ..errors import CheckpointError, ConfigError, DataError, InputError, did_yo
 from ..models._channels import image_channels
 from ..models.data_preprocessor import reverse_colours
 from ..visualization.panels import label_maps
+from .convert import read_weights
 from .model import apply_weights, build_model, split_logits
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'  # the hub's names
@@ -279,11 +279,7 @@ class CoopModel(
     def _load_as_safetensor(
         cls, model: Any, model_file: str, map_location: str, strict: bool
     ) -> Any:
-        try:
-            weights = load_file(model_file)
-        except SafetensorError as error:
-            raise CheckpointError(f'{model_file} is damaged: {error}.') from error
-        apply_weights(model.segmentor, weights, model_file)
+        apply_weights(model.segmentor, read_weights(model_file)[0], model_file)
         return model.to(map_location).eval()
 
 

@@ -8,6 +8,7 @@ for good.) The second makes that, if it is what a training run writes.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -22,6 +23,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from safetensors.torch import load
 from torch.serialization import StorageType
 from torch.storage import TypedStorage
 
@@ -185,11 +187,11 @@ def load_checkpoint_data(
     """Load a checkpoint without running code from it. It may be called like :func:`torch.load`.
 
     It reads what a training run holds: dicts, lists, numbers, texts, tensors, parameters, numpy
-    numbers and arrays, and mmengine's history buffers.
+    numbers and arrays, and mmengine's history buffers; and ``.safetensors`` files.
 
     Args:
         file: Path, or an open binary file.
-        map_location: As of :func:`torch.load`.
+        map_location: As of :func:`torch.load`; for ``.safetensors`` a device.
         name: What errors call an open file.
 
     Returns:
@@ -221,6 +223,8 @@ def refusal(name: str, what: str) -> CheckpointError:
 
 
 def _load(file: IO[bytes], map_location: Any, name: str) -> dict[str, Any]:
+    if name.endswith('.safetensors'):
+        return _load_safetensors(file.read(), map_location)
     start, size = file.read(4), file.seek(0, os.SEEK_END)
     file.seek(0)
     records: dict[str, int] = {}  # sizes by name, in a zip archive only
@@ -248,3 +252,12 @@ def _load(file: IO[bytes], map_location: Any, name: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise refusal(name, f'holds a {type(checkpoint).__name__} instead of a dict')
     return checkpoint
+
+
+def _load_safetensors(data: bytes, map_location: Any) -> dict[str, Any]:
+    """Load what holds tensors and texts alone; ours have the classes in one."""
+    weights = {name: value.to(map_location or 'cpu') for name, value in load(data).items()}
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
+    texts = header.get('__metadata__', {})
+    meta = {key: json.loads(texts[key]) for key in ('dataset_meta',) if key in texts}
+    return dict(meta=meta, state_dict=weights)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 from mmseg.apis import init_model
@@ -78,9 +79,7 @@ def test_timm_xception(tmp_path, suffix, run):
     if suffix == '.pth':
         torch.save(dict(state_dict=state_dict, epoch=3), source)
     else:
-        from safetensors.torch import save_file
-
-        save_file(state_dict, source)
+        safetensors.torch.save_file(state_dict, source)
     stdout = run('timm_xception', source, destination)
     converted, expected = load(destination), convert_timm_state_dict(state_dict)
     assert list(converted) == list(expected)
@@ -302,17 +301,14 @@ def test_published_weights_and_classes(checkpoint, tmp_path, run, suffix):
     assert b'someone' not in file.read_bytes()
     assert f'{file}: ' in text
     assert '11 classes' in text
+    model = init_model(str(MINI), str(file), device='cpu')
+    meta, published = model.dataset_meta, model.state_dict()
     if suffix == '.pth':
         assert set(load(file)) == {'meta', 'state_dict'}
-        model = init_model(str(MINI), str(file), device='cpu')
-        meta, published = model.dataset_meta, model.state_dict()
     else:
-        from safetensors import safe_open
-
-        with safe_open(file, 'pt') as content:
-            meta = json.loads(content.metadata()['dataset_meta'])
-            names = content.keys()
-            published = {name: content.get_tensor(name) for name in names}
+        with safetensors.safe_open(file, 'pt') as content:
+            assert json.loads(content.metadata()['dataset_meta']) == meta
+            assert {*content.keys()} == {*weights}
     assert tuple(meta['classes']) == CamVidDataset.METAINFO['classes']
     assert meta['palette'] == CamVidDataset.METAINFO['palette']
     assert published.keys() == weights.keys()

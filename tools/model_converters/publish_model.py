@@ -7,9 +7,9 @@ download shows. Nothing that lies in the checkpoint is run.
     publish_model.py work_dirs/run/best_mIoU_iter_88000.pth cross-coop.pth
     -> cross-coop-1a2b3c4d.pth
 
-A .pth file is for load_from, init_cfg, test.py and mmseg's inferencers; it loads with
-torch.load(..., weights_only=True). A .safetensors file holds the same tensors, and the classes as
-JSON under "dataset_meta" of its metadata.
+Either file is for load_from, init_cfg, test.py and, where mmseg_coop is imported, mmseg's
+inferencers; a .pth file loads with torch.load(..., weights_only=True), too. A .safetensors file has
+the classes as JSON under "dataset_meta" of its metadata.
 """
 
 from __future__ import annotations
