@@ -66,7 +66,9 @@ class RunCheckHook(Hook):
         if isinstance(runner._train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
             if isinstance(model, CrossCoopEncoderDecoder):
                 model.check_channels()
-                if model.frozen and not (runner._load_from or runner._resume or model.init_cfg):
+                parts = (model, *model.decode_head.modules())
+                given = 'Pretrained' in str([getattr(part, 'init_cfg', None) for part in parts])
+                if model.frozen and not (given or runner._load_from or runner._resume):
                     raise ConfigError(
                         f'model.frozen={list(model.frozen)} is not trained, and nothing gives its '
                         'weights; set load_from to a checkpoint that has them.'
