@@ -299,7 +299,10 @@ def test_frozen_networks_without_weights_are_refused(cfg, weights, tmp_path):
     load(cfg, {name: weights[name] for name in weights if '.top.' not in name}, tmp_path)
     with pytest.raises(CheckpointError, match=r"frozen=\['top'\] is not trained; give load_from"):
         train(cfg)
-    cfg.work_dir += '_1'
+
+
+def test_frozen_networks_with_weights_are_taken(cfg, weights, tmp_path):
+    cfg.model.frozen = ['top']
     load(cfg, {name: weights[name] for name in weights if '.bottom.' not in name}, tmp_path)
     (warning,) = warned(cfg, 'weights.pth')
     assert 'they start as they were initialised' in warning
