@@ -57,7 +57,7 @@ model = dict(
             bottom=dict(in_channels=2048, low_level_in_channels=256),
         ),
         channels=256,  # of every ASPP branch and of the decoder
-        dilations=(1, 6, 12, 18),  # the 1x1 branch and the rates of the three 3x3; 8: 12, 24, 36
+        dilations=(1, 6, 12, 18),  # 1x1 and three 3x3; at stride 8: 1, 12, 24, 36
         topology='cross',  # or 'none', or who receives from whom: dict(bottom=['top'])
         connections=['input', 'aspp', 'aspp_output', 'low_level', 'decoder'],  # all sites
         fusion=dict(type='SumFusion'),  # or ConcatFusion, GatedFusion

@@ -230,7 +230,7 @@ def test_configs_of_the_pages_train_and_predict(file, project):
 #: Marks of commands that cannot run as they stand: placeholders, data that are not here, installs.
 NOT_HERE = re.compile(
     r'(?<![$\w])(CONFIG|CHECKPOINT|PARTITION)\b|…|NNODES|/data/|VOCdevkit|data/cityscapes|SegNet|'
-    r'pip install|pip download|venv|^(RGBD_)?(CONFIG|CHECKPOINT)='
+    r'\$S/|study camvid|pip install|pip download|venv|^(RGBD_)?(CONFIG|CHECKPOINT)='
 )
 #: A launcher of several processes, which is started once a page, with two of them.
 LAUNCH = r'tools/dist_(\w+)\.sh (\D+) \d+'

@@ -1,4 +1,4 @@
-# Trains within minutes on a CPU, from scratch, on the drawn scenes of
+# Trains within a minute or two on a CPU, from scratch, on the drawn scenes of
 # tools/dataset_converters/make_mini_dataset.py --layout rgbt, each network on an image of its own.
 _base_ = [
     '../_base_/models/cross-coop_r18-mnv2-d16-mini.py',

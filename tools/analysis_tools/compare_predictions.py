@@ -1,4 +1,4 @@
-"""Input, ground truth and the outputs of any number of models in one grid a frame.
+r"""Input, ground truth and the outputs of any number of models in one grid a frame.
 
 The last panel shows where only the one, only the other, both or neither of two networks are right.
 Frames are chosen by name, or as those on which these two networks disagree most. Each model
@@ -7,7 +7,7 @@ predicts the images of its own test_dataloader, prepared by its own pipeline.
 An output is named OUTPUT (of the first model) or NUMBER:OUTPUT, where NUMBER counts the models from
 1. Example: where two single networks fail, and what their cooperation makes of it
 
-  compare_predictions.py --model R101.py r101.pth --model X65.py x65.pth
+  compare_predictions.py --model R101.py r101.pth --model X65.py x65.pth \
     --model PAIR.py pair.pth ensemble --between 1:r101 2:x65 --most-different 8 --out comparison
 """
 

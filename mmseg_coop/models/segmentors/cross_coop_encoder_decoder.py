@@ -53,7 +53,8 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
         neck: Config of a :class:`CoopNeck`. Defaults to None.
         frozen: Networks that are not trained, such as the teachers of another one: backbone, neck,
             heads and what merges what they receive keep weights and statistics and have no loss.
-            Their weights come from ``load_from`` of the config. Defaults to ``()``.
+            Their weights come from ``load_from`` of the config, or from a ``Pretrained``
+            ``init_cfg`` of the model or its head. Defaults to ``()``.
         data_preprocessor: Config of the data preprocessor. Defaults to None.
         test_cfg: mmseg's test settings (``mode``, ``crop_size``, ``stride``) and ``output``.
             Defaults to ``dict(mode='whole')``.
