@@ -52,10 +52,10 @@ def test_packed_convolutions_can_be_copied(copied):
 
 
 @pytest.mark.parametrize('size', [(1, 1), (2, 9), (33, 33), (96, 70)])
-@pytest.mark.parametrize('bias', [True, False])
-def test_winograd_is_the_convolution(size, bias):
-    """One strip and several, even and odd sides, and images side by side."""
-    conv = conv_of(8, 12, 3, padding=1, bias=bias)
+@pytest.mark.parametrize(('bias', 'dilation'), [(True, 1), (False, 2), (True, 3)])
+def test_winograd_is_the_convolution(size, bias, dilation):
+    """One strip and several, sides of whole tiles and others, and images side by side."""
+    conv = conv_of(8, 12, 3, padding=dilation, dilation=dilation, bias=bias)
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.rand(2, 8, *size).to(memory_format=layout)
         assert_same(WinogradConv2d(conv)(x), conv, x)
@@ -65,8 +65,10 @@ def test_winograd_is_the_convolution(size, bias):
     ('conv', 'kind'),
     [
         (conv_of(256, 256, 3, padding=1), WinogradConv2d),
+        (conv_of(256, 256, 3, padding=2, dilation=2), WinogradConv2d),
         (conv_of(64, 256, 3, padding=1), PackedConv2d),
-        (conv_of(256, 256, 3, padding=2, dilation=2), PackedConv2d),
+        (conv_of(128, 128, 3, padding=2, dilation=2), PackedConv2d),
+        (conv_of(256, 256, 3, padding=2), PackedConv2d),
         (conv_of(256, 256, 3, padding=1).bfloat16(), PackedConv2d),
         (conv_of(8, 8, 3, padding=1, padding_mode='reflect'), nn.Conv2d),
         (conv_of(8, 8, 3, padding='same'), nn.Conv2d),
@@ -77,9 +79,15 @@ def test_what_becomes_of_a_convolution(conv, kind):
     if conv.weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip('oneDNN has no bfloat16 on this processor')
     model = nn.Sequential(nn.Sequential(conv))
-    number = prepare_convs(model, {conv: torch.Size((1, conv.in_channels, 9, 9))})
+    number = prepare_convs(model, {conv: torch.Size((1, conv.in_channels, 24, 24))})
     assert isinstance(model[0][0], kind)
     assert number == (kind is not nn.Conv2d)
+
+
+def test_few_tiles_do_not_pay():
+    model = nn.Sequential(conv_of(256, 256, 3, padding=1))
+    prepare_convs(model, {model[0]: torch.Size((1, 256, 9, 9))})
+    assert isinstance(model[0], PackedConv2d)
 
 
 def test_a_convolution_with_a_hook_stays():
