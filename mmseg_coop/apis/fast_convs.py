@@ -13,6 +13,9 @@ from typing_extensions import override
 
 from .folding import replace_modules
 
+#: Where Winograd's algorithm takes polynomials, with both signs.
+_P, _Q = 3 / 4, 3 / 2
+
 
 def prepare_convs(model: nn.Module, shapes: Mapping[nn.Conv2d, torch.Size]) -> int:
     """Prepare the convolutions of a model for the images it will see, in place.
@@ -110,8 +113,9 @@ class WinogradConv2d(nn.Module):
 
     (Lavin and Gray, `CVPR 2016 <https://arxiv.org/abs/1509.09308>`_, equation 8), summed over input
     channels before :math:`A` is applied, so that the products are those of 36 pairs of matrices.
-    The polynomials behind it are taken at 0, ±3/4, ±3/2 and infinity: there its rounding in float32
-    is that of PyTorch's convolution of maps with the channels last, a quarter of that at 0, ±1, ±2.
+    The polynomials behind it are taken at 0, ±3/4, ±3/2 and infinity, where its rounding in float32
+    is that of PyTorch's convolution of maps with the channels last; at 0, ±1, ±2 it is 4 times as
+    large.
 
     Args:
         conv: A convolution that :meth:`pays` holds for.
@@ -125,7 +129,7 @@ class WinogradConv2d(nn.Module):
     """
 
     #: Tiles at once, whose transforms then stay in a processor's cache.
-    TILES = 300
+    TILES = 150
 
     weight: Tensor
 
@@ -183,14 +187,13 @@ class WinogradConv2d(nn.Module):
         _to_tiles([x[:, i : i + height - 3 : 4] for i in range(6)], half)
         tiles = x.new_empty(6, 6, number, height // 4, width // 4, x.shape[3])
         _to_tiles([half[:, :, :, j : j + width - 3 : 4] for j in range(6)], tiles.transpose(0, 1))
+        del half  # it may be here that a model needs the most memory
         products = torch.bmm(tiles.view(36, -1, x.shape[3]), self.weight)
-        for i, row in enumerate(_from_tiles(products.view(*tiles.shape[:5], channels))):
+        shape = (*tiles.shape[:5], channels)
+        del tiles
+        for i, row in enumerate(_from_tiles(products.view(shape))):
             for j, pixel in enumerate(_from_tiles(row)):
                 torch.add(pixel, self.bias, out=result[:, i::4, j::4])
-
-
-#: Where polynomials are taken, with both signs.
-_P, _Q = 3 / 4, 3 / 2
 
 
 def _to_tiles(x: Sequence[Tensor], result: Tensor) -> None:
