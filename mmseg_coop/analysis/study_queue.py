@@ -187,7 +187,7 @@ class Queue:
         first = task.first
         try:
             task.read()
-            if first:
+            if first and not first.checkpoint:
                 first.read()
         except ValueError as error:  # its files are damaged
             return task.fail(str(error))

@@ -66,13 +66,8 @@ class RunCheckHook(Hook):
         if isinstance(runner._train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
             if isinstance(model, CrossCoopEncoderDecoder):
                 model.check_channels()
-                parts = (model, *model.decode_head.modules())
-                given = 'Pretrained' in str([getattr(part, 'init_cfg', None) for part in parts])
-                if model.frozen and not (given or runner._load_from or runner._resume):
-                    raise ConfigError(
-                        f'model.frozen={list(model.frozen)} is not trained, and nothing gives its '
-                        'weights; set load_from to a checkpoint that has them.'
-                    )
+                if model.frozen and not (runner._load_from or runner._resume):
+                    _check_frozen(model)
             _check_schedules(runner, runner._train_loop)
             _check_custom_keys(runner)
 
@@ -165,6 +160,16 @@ def _check_numbers(runner: Runner) -> None:
                 )
 
 
+def _check_frozen(model: CrossCoopEncoderDecoder) -> None:
+    """Refuse frozen networks that no ``init_cfg`` gives weights either."""
+    parts = (model, *model.decode_head.modules())
+    if 'Pretrained' not in str([getattr(part, 'init_cfg', None) for part in parts]):
+        raise ConfigError(
+            f'model.frozen={list(model.frozen)} is not trained, and nothing gives its weights; set '
+            'load_from to a checkpoint that has them.'
+        )
+
+
 def _check_weights(runner: Runner, weights: Mapping[str, Any]) -> None:
     model = runner.model
     while hasattr(model, 'module'):  # what spreads it over processes, or averages augmentations
@@ -182,10 +187,10 @@ def _check_weights(runner: Runner, weights: Mapping[str, Any]) -> None:
             f'{said}; use the config it was trained with, or give weights of a backbone alone to '
             "its init_cfg=dict(type='Pretrained', …)."
         )
-    if isinstance(model, CrossCoopEncoderDecoder):
+    if isinstance(model, CrossCoopEncoderDecoder) and model.frozen:
         frozen = {id(each) for part in model.parts_of(model.frozen) for each in part.parameters()}
-        weights_of = dict(model.named_parameters())
-        if any(id(weights_of.get(name)) in frozen for name in lacking):
+        named = model.named_parameters()
+        if any(id(weight) in frozen and name in lacking for name, weight in named):
             raise CheckpointError(
                 f'{said}, and frozen={list(model.frozen)} is not trained; give load_from a '
                 'checkpoint with these networks.'

@@ -132,8 +132,9 @@ class CrossCoopEncoderDecoder(EncoderDecoder):
                             'teach another network, or do not freeze this one.'
                         )
         kept = [weight for part in self.parts_of(self.frozen) for weight in part.parameters()]
+        known = {*map(id, kept)}
         for part in self.parts_of(trained):
-            if {*map(id, kept)} & {*map(id, part.parameters())}:
+            if not known.isdisjoint(map(id, part.parameters())):
                 raise ValueError(
                     f'frozen={list(self.frozen)} share weights with {trained}; freeze none of them.'
                 )
